@@ -1,0 +1,42 @@
+# Each target sets up what it needs in .venv; nothing has to be installed by hand but Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: demo demo-control demo-seeds test check lint bench clean
+
+demo: $(READY)  ## train a tiny VLM on images that only travel as references
+	$(BIN)/filmroll train examples/color_codeword.toml
+
+demo-control: $(READY)  ## the same run with blank images: it must stay at chance
+	$(BIN)/filmroll train examples/color_codeword.toml --environment.images blank --run.directory runs/color-codeword-control
+
+demo-seeds: $(READY)  ## the demo on seeds 0 to 4, one after another
+	for seed in 0 1 2 3 4; do \
+		$(BIN)/filmroll train examples/color_codeword.toml --seed $$seed --run.directory runs/color-codeword-seed-$$seed || exit 1; \
+	done
+
+test: lint check  ## lint and all tests
+
+check: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)  ## style, types, and which floor imports which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## every benchmark, each with its table and one JSON line
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("filmroll needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

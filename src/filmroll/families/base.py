@@ -1,0 +1,93 @@
+"""What a family of models is: how it sees, in numbers and functions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from filmroll.image import ImageRef
+from filmroll.wire.descriptor import ImageDescriptor
+
+Rgb = npt.NDArray[np.uint8]
+"""A decoded picture, [height, width, 3]."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""Model inputs under the names that the family's own image processor gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one image becomes: its patch grid [time, height, width] and its placeholder count."""
+
+    grid: tuple[int, int, int]
+    tokens: int
+    payload: dict[str, list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholders:
+    """The tokens that stand for images, from the checkpoint's own config.json."""
+
+    image: int
+    """Repeated once per feature of an image."""
+    unsampled: tuple[int, ...]
+    """Vision tokens that a policy must never sample: features would no longer match tokens."""
+    texts: tuple[str, ...]
+    """How those tokens are spelled; a message may not contain them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPolicy:
+    """What the model's forward wants beside tokens and pixels."""
+
+    token_types: bool
+    """`mm_token_type_ids`: 1 at image placeholders, 0 elsewhere."""
+
+
+class Family(ABC):
+    """One line of models, as configured by one checkpoint.
+
+    `fingerprint` names the numbers that layouts depend on, `recipe` everything that pixels depend
+    on: two processes whose recipes agree build the same tensors from the same bytes.
+    """
+
+    name: str
+    fingerprint: str
+    recipe: str
+    renderer: str | None
+    """The name of the `renderers` text renderer for this checkpoint, None where there is none."""
+    placeholders: Placeholders
+    forward: ForwardPolicy
+
+    @abstractmethod
+    def layout(self, width: int, height: int) -> Layout:
+        """What an image of this size becomes; LayoutError where the processor refuses it too."""
+
+    @abstractmethod
+    def pixels(self, images: Sequence[Rgb]) -> Arrays:
+        """The processor's own arrays for these pictures, in order."""
+
+    @abstractmethod
+    def cost(self, layout: Layout) -> int:
+        """How many vision patches the image costs in the vision tower."""
+
+    def join(self, parts: Sequence[Arrays]) -> Arrays:
+        """The arrays of several `pixels` calls as one call would have given them."""
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def describe(self, image: ImageRef) -> ImageDescriptor:
+        """The descriptor of a stored image for this family, from its header alone."""
+        layout = self.layout(image.width, image.height)
+        return ImageDescriptor(
+            image=image,
+            family=self.name,
+            layout_fingerprint=self.fingerprint,
+            recipe=self.recipe,
+            payload=layout.payload,
+            tokens=layout.tokens,
+        )

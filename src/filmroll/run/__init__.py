@@ -1,0 +1,1 @@
+"""A whole run: its configuration, its folder, its processes, and the loop that drives them."""

@@ -1,0 +1,170 @@
+"""The token-in, token-out request and its answer, as engines and clients exchange them.
+
+The shape is that of `POST /inference/v1/generate`. Only what filmroll uses is declared; unknown
+fields are passed over, as other servers and clients of this endpoint do.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+import msgspec
+
+from filmroll.errors import EngineAnswerError, RequestError
+
+MAX_TOKENS = 2**20
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKENS)]
+
+
+class Placeholder(msgspec.Struct, frozen=True):
+    """Where an image's placeholder tokens stand in the expanded prompt."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+    length: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+
+
+class Features(msgspec.Struct, frozen=True):
+    """Images of a request: parallel lists by modality, references in `kwargs_data`."""
+
+    mm_hashes: dict[str, list[str]]
+    mm_placeholders: dict[str, list[Placeholder]]
+    kwargs_data: dict[str, list[str | None]] | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How to sample. `top_k` 0 and `top_p` 1 filter nothing; temperature 0 takes the likeliest."""
+
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] = 16
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)] | None = None
+    stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=1024)] = []
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = 1
+    skip_special_tokens: bool = False
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One completion to sample after `token_ids`, in which every image is already expanded."""
+
+    token_ids: TokenIds
+    sampling_params: SamplingParams
+    model: str | None = None
+    features: Features | None = None
+    request_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    return_token_ids: bool = False
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token_id: int
+    logprob: float
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob]
+
+
+class VersionSpan(msgspec.Struct, frozen=True):
+    """Output tokens [start, end) were sampled by the weights labelled `version`."""
+
+    version: str
+    start: int
+    end: int
+
+
+class Choice(msgspec.Struct, frozen=True):
+    index: int
+    token_ids: list[int]
+    logprobs: Logprobs | None
+    finish_reason: str | None
+    weight_versions: list[VersionSpan] | None = None
+
+
+class ReceiptForm(msgspec.Struct, frozen=True):
+    """How many images the engine was referred to, checked, decoded and fed to the model."""
+
+    referenced: int
+    verified: int
+    decoded: int
+    consumed: int
+
+
+class GenerateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    request_id: str
+    choices: list[Choice]
+    prompt_token_ids: list[int] | None = None
+    mm_placeholders: dict[str, list[Placeholder]] | None = None
+    receipt: ReceiptForm | None = None
+
+
+_request = msgspec.json.Decoder(GenerateRequest)
+_answer = msgspec.json.Decoder(GenerateAnswer)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: GenerateRequest | GenerateAnswer) -> bytes:
+    return _encoder.encode(message)
+
+
+def read_request(body: bytes) -> GenerateRequest:
+    """A request whose parts agree with each other, or a RequestError that names the field."""
+    try:
+        request = _request.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        problem, field = _field(str(error))
+        raise RequestError(f"the request cannot be read: {problem}", field=field) from None
+    if request.features is not None:
+        _check_features(request.features, len(request.token_ids))
+    return request
+
+
+def read_answer(body: bytes) -> GenerateAnswer:
+    try:
+        answer = _answer.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise EngineAnswerError(f"the engine's answer cannot be read: {error}") from None
+    if not answer.choices:
+        raise EngineAnswerError("the engine's answer holds no choice")
+    return answer
+
+
+def _check_features(features: Features, prompt_tokens: int) -> None:
+    """Parallel lists of equal lengths; placeholders sorted, apart, and inside the prompt."""
+    for name in ("mm_placeholders", "kwargs_data"):
+        lists: dict[str, list[Placeholder]] | dict[str, list[str | None]] | None = getattr(features, name)
+        if lists is None:
+            continue
+        if set(lists) != set(features.mm_hashes):
+            raise RequestError(
+                f"it has the modalities {sorted(lists)}, mm_hashes has {sorted(features.mm_hashes)}",
+                field=f"features.{name}",
+            )
+        for modality, items in lists.items():
+            hashes = features.mm_hashes[modality]
+            if len(items) != len(hashes):
+                raise RequestError(
+                    f"it has {len(items)} items, mm_hashes has {len(hashes)}", field=f"features.{name}.{modality}"
+                )
+    for modality, spans in features.mm_placeholders.items():
+        field = f"features.mm_placeholders.{modality}"
+        for index, span in enumerate(spans):
+            if span.offset + span.length > prompt_tokens:
+                raise RequestError(
+                    f"tokens {span.offset} to {span.offset + span.length} are beyond the prompt's {prompt_tokens}",
+                    field=field,
+                    index=index,
+                )
+        for index, (one, two) in enumerate(pairwise(spans), start=1):
+            if two.offset < one.offset + one.length:
+                raise RequestError("it overlaps the placeholder before it, or stands before it", field=field, index=index)
+
+
+def _field(text: str) -> tuple[str, str | None]:
+    """msgspec ends a validation message with the place: `... - at `$.a.b[0]``."""
+    problem, found, place = text.rpartition(" - at `$")
+    if not found:
+        return text, None
+    return problem, place.rstrip("`").lstrip(".") or None

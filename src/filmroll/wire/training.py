@@ -1,0 +1,93 @@
+"""What a trainer is sent: samples of expanded tokens with references to their images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from filmroll.errors import TrainingError
+from filmroll.wire.descriptor import ImageDescriptor
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.uint8]
+
+
+class PlacedImage(msgspec.Struct, frozen=True):
+    """An image and where its placeholder tokens stand among a sample's expanded tokens."""
+
+    descriptor: ImageDescriptor
+    offset: int
+
+    @property
+    def length(self) -> int:
+        return self.descriptor.tokens
+
+
+class LossWeights(msgspec.Struct, frozen=True):
+    """How strongly a sample counts in each loss stream."""
+
+    rl: float = 0.0
+    cross_entropy: float = 0.0
+
+
+class TrainingSample(msgspec.Struct, frozen=True):
+    """One branch of a trajectory, T expanded tokens long. Every array has length T.
+
+    `trained` is 1 where the token was sampled and counts in the loss; `logprobs` is what the engine
+    reported for it, under `temperatures`; `versions` is the policy version that sampled it, -1
+    elsewhere.
+    """
+
+    name: str
+    token_ids: Any
+    trained: Any
+    logprobs: Any
+    temperatures: Any
+    versions: Any
+    advantage: float
+    weights: LossWeights
+    images: list[PlacedImage] = []
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_ids)
+
+
+class MicroBatch(msgspec.Struct, frozen=True):
+    """Samples that go through the model together."""
+
+    samples: list[TrainingSample]
+
+
+_SAMPLE_ARRAYS: tuple[tuple[str, np.dtype[Any]], ...] = (
+    ("token_ids", np.dtype("<i4")),
+    ("trained", np.dtype("u1")),
+    ("logprobs", np.dtype("<f4")),
+    ("temperatures", np.dtype("<f4")),
+    ("versions", np.dtype("<i4")),
+)
+
+
+def check_sample(sample: TrainingSample) -> TrainingSample:
+    """The same sample if its parts agree: array types and lengths, images inside and in order."""
+    for name, dtype in _SAMPLE_ARRAYS:
+        array = getattr(sample, name)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (sample.tokens,):
+            raise TrainingError(
+                f"sample {sample.name}: {name} is not {sample.tokens} values of {dtype}", field=name
+            )
+    end = 0
+    for index, image in enumerate(sample.images):
+        if image.offset < end or image.offset + image.length > sample.tokens:
+            raise TrainingError(
+                f"sample {sample.name}: placeholder at {image.offset}, {image.length} long, of {sample.tokens} tokens, "
+                f"the one before it ends at {end}",
+                field="images",
+                index=index,
+            )
+        end = image.offset + image.length
+    return sample
