@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -18,6 +19,9 @@ Rgb = npt.NDArray[np.uint8]
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Model inputs under the names that the family's own image processor gives them."""
+
+DECODER = "canonical-rgb8"
+"""How stored bytes become a picture, by name: part of every recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Family(ABC):
     """
 
     name: str
+    model_types: ClassVar[tuple[str, ...]]
+    """The `model_type`s of config.json that the family covers."""
     fingerprint: str
     recipe: str
     renderer: str | None
@@ -64,13 +70,18 @@ class Family(ABC):
     placeholders: Placeholders
     forward: ForwardPolicy
 
+    @classmethod
+    @abstractmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """The family as this checkpoint's files configure it; CheckpointError where they do not fit."""
+
     @abstractmethod
     def layout(self, width: int, height: int) -> Layout:
         """What an image of this size becomes; LayoutError where the processor refuses it too."""
 
     @abstractmethod
     def pixels(self, images: Sequence[Rgb]) -> Arrays:
-        """The processor's own arrays for these pictures, in order."""
+        """The processor's own arrays for these pictures, in order; none for no pictures."""
 
     @abstractmethod
     def cost(self, layout: Layout) -> int:
@@ -78,7 +89,8 @@ class Family(ABC):
 
     def join(self, parts: Sequence[Arrays]) -> Arrays:
         """The arrays of several `pixels` calls as one call would have given them."""
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        names = parts[0] if parts else ()
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def describe(self, image: ImageRef) -> ImageDescriptor:
         """The descriptor of a stored image for this family, from its header alone."""

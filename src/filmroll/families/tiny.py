@@ -17,10 +17,11 @@ from typing import Any
 from filmroll.errors import ConfigError
 
 MARKER = "filmroll-tiny.json"
+END, PAD = "<|im_end|>", "<|endoftext|>"
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
+    PAD,
     "<|im_start|>",
-    "<|im_end|>",
+    END,
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
@@ -159,9 +160,9 @@ def _tokenizer() -> Any:
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKUP_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END, PAD)],
         clean_up_tokenization_spaces=False,
         model_max_length=TEXT["max_position_embeddings"],
         chat_template=CHAT_TEMPLATE,
@@ -177,7 +178,7 @@ def _write_model(folder: Path, seed: int, vocabulary: int, ids: dict[str, int]) 
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    ends = {"eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     config = Qwen3VLConfig(
         text_config={**TEXT, **ends, "vocab_size": vocabulary},
         vision_config=VISION,

@@ -1,0 +1,180 @@
+"""Reading a model folder: config.json and the image processor's settings, strictly.
+
+Whatever a family takes from a checkpoint passes through a `Section`, which says which key of which
+file is wrong and what to do. A key that is absent and a key that is null mean the same, as they do
+to transformers: the processor's own default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filmroll.errors import CheckpointError
+
+CONFIG = "config.json"
+PROCESSOR = "processor_config.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+COMPLETE = "Use the complete folder of a transformers checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One JSON object of a checkpoint, with getters that name the file and the key when they fail."""
+
+    file: str
+    values: dict[str, Any]
+    path: str = ""
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """An integer of at least `least`."""
+        value = self._value(key, default)
+        if type(value) is not int or value < least:
+            raise self._malformed(key, value, f"a whole number of at least {least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if not _is_number(value):
+            raise self._malformed(key, value, "a finite number")
+        return float(value)
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._value(key, default)
+        if type(value) is not bool:
+            raise self._malformed(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._malformed(key, value, "a text")
+        return value
+
+    def channels(self, key: str, default: tuple[float, float, float] | None = None) -> tuple[float, float, float]:
+        """Three numbers, one for each of red, green and blue; one number stands for all three."""
+        value = self._value(key, default)
+        values = [value] * 3 if _is_number(value) else value
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+            raise self._malformed(key, value, "a list of three finite numbers")
+        red, green, blue = values
+        return float(red), float(green), float(blue)
+
+    def section(self, key: str, default: dict[str, Any] | None = None) -> Section:
+        """The object below `key`."""
+        value = self._value(key, default)
+        if not isinstance(value, dict):
+            raise self._malformed(key, value, "an object")
+        return Section(self.file, value, f"{self.path}{key}.")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"{self.file} lacks {self.path}{key}", remedy=COMPLETE)
+        return value
+
+    def _malformed(self, key: str, value: object, wanted: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file}: {self.path}{key} is {str(value)[:64]!r}", remedy=f"It must be {wanted}; correct the file"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What families read of a model folder."""
+
+    config: Section
+    processor: Section
+    chat_template: str
+    """The text of the chat template, empty where the checkpoint has none."""
+
+    @property
+    def model_type(self) -> str:
+        return self.config.text("model_type")
+
+
+def read_checkpoint(model: str | Path) -> Checkpoint:
+    """The checkpoint in a local model folder; anything missing or malformed is a CheckpointError."""
+    folder = _folder(model)
+    config = _read(folder, CONFIG)
+    if config is None:
+        raise CheckpointError(f"the model folder has no {CONFIG}", remedy=COMPLETE, private=str(folder))
+    return Checkpoint(config, _image_processor(folder), _chat_template(folder))
+
+
+def _folder(model: str | Path) -> Path:
+    """The one place where a model's name becomes a folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        raise CheckpointError(
+            "the model is not a folder on this machine",
+            remedy="Name a folder; a model of the hub has to be downloaded first (`hf download`)",
+            private=str(model),
+        )
+    return folder
+
+
+def _image_processor(folder: Path) -> Section:
+    """The image processor's settings, from where transformers looks for them first."""
+    combined = _read(folder, PROCESSOR)
+    if combined is not None and "image_processor" in combined.values:
+        return combined.section("image_processor")
+    alone = _read(folder, IMAGE_PROCESSOR)
+    if alone is None:
+        raise CheckpointError(
+            f"the model folder has neither {IMAGE_PROCESSOR} nor an image_processor in {PROCESSOR}",
+            remedy=f"{COMPLETE} of a model that sees",
+            private=str(folder),
+        )
+    return alone
+
+
+def _chat_template(folder: Path) -> str:
+    for name in TEMPLATES:
+        if name.endswith(".jinja"):
+            text = _text(folder, name)
+        else:
+            section = _read(folder, name)
+            text = section.values.get("chat_template") if section else None
+        if isinstance(text, str):
+            return text
+    return ""
+
+
+def _read(folder: Path, name: str) -> Section | None:
+    text = _text(folder, name)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{name} is not valid JSON", remedy="Fetch the file again", private=f"{folder / name}: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{name} holds no JSON object", remedy="Fetch the file again", private=str(folder / name))
+    return Section(name, values)
+
+
+def _text(folder: Path, name: str) -> str | None:
+    try:
+        return (folder / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeError) as error:
+        raise CheckpointError(
+            f"{name} cannot be read", remedy="Fetch the file again", private=f"{folder / name}: {error}"
+        ) from None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -1,0 +1,251 @@
+"""Qwen2-VL to Qwen3.8: sides rounded to whole merged patches between two bounds on the area.
+
+The whole line is served by one image processor, transformers' Qwen2VLImageProcessor, whose PIL
+backend this file equals. Placeholder: one token per merge x merge patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from filmroll.errors import CheckpointError, LayoutError
+from filmroll.families.base import DECODER, Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.families.checkpoint import Checkpoint, Section
+from filmroll.pixels.patches import CHANNELS, level_table, patchify, resize
+
+PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+MAX_ASPECT_RATIO = 200
+BICUBIC = 3
+RESAMPLING = range(6)
+TEXTS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+"""The keys of config.json that hold the ids of TEXTS, in the same order."""
+
+_QWEN2_IDS = (151655, 151656, 151652, 151653)
+_QWEN3_5_IDS = (248056, 248057, 248053, 248054)
+TOKEN_DEFAULTS = {
+    "qwen2_vl": _QWEN2_IDS,
+    "qwen2_5_vl": _QWEN2_IDS,
+    "qwen3_vl": _QWEN2_IDS,
+    "qwen3_vl_moe": _QWEN2_IDS,
+    "qwen3_5": _QWEN3_5_IDS,
+    "qwen3_5_moe": _QWEN3_5_IDS,
+}
+"""Each model type's ids where its config.json leaves them out; Qwen3.6 and 3.8 have Qwen3.5's model types."""
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVLSettings:
+    """The image processor's numbers; the defaults are those of its class in transformers."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    resample: int = BICUBIC
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class QwenVL(Family):
+    name = "qwen_vl"
+    model_types: ClassVar[tuple[str, ...]] = tuple(TOKEN_DEFAULTS)
+
+    def __init__(self, settings: QwenVLSettings, *, placeholders: Placeholders, renderer: str | None = None) -> None:
+        self.settings = settings
+        self.placeholders = placeholders
+        self.renderer = renderer
+        # Every model of the line takes its positions from mm_token_type_ids; some fail without, some go on wrongly.
+        self.forward = ForwardPolicy(token_types=True)
+        self.fingerprint = _fingerprint(settings)
+        self.recipe = _recipe(settings)
+        self._table = level_table(
+            settings.rescale_factor if settings.do_rescale else None,
+            settings.image_mean if settings.do_normalize else None,
+            settings.image_std if settings.do_normalize else None,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        settings = _settings(checkpoint.processor)
+        _check_tower(settings, checkpoint.config)
+        return cls(settings, placeholders=_placeholders(checkpoint), renderer=_renderer(checkpoint))
+
+    def layout(self, width: int, height: int) -> Layout:
+        settings = self.settings
+        target_height, target_width = _fit(width, height, settings)
+        rows, columns = target_height // settings.patch_size, target_width // settings.patch_size
+        return Layout(
+            grid=(1, rows, columns),
+            tokens=rows * columns // settings.merge_size**2,
+            payload={"image_grid_thw": [[1, rows, columns]]},
+        )
+
+    def pixels(self, images: Sequence[Rgb]) -> Arrays:
+        if not images:
+            return {}
+        settings = self.settings
+        grids = [self.layout(rgb.shape[1], rgb.shape[0]).grid for rgb in images]
+        ends = np.cumsum([rows * columns for _, rows, columns in grids])
+        values = np.empty((ends[-1], CHANNELS * settings.temporal_patch_size * settings.patch_size**2), np.float32)
+        for rgb, (_, rows, columns), end in zip(images, grids, ends, strict=True):
+            picture = resize(rgb, rows * settings.patch_size, columns * settings.patch_size, settings.resample)
+            patchify(
+                picture,
+                self._table,
+                values[end - rows * columns : end],
+                patch=settings.patch_size,
+                merge=settings.merge_size,
+                temporal=settings.temporal_patch_size,
+            )
+        return {"pixel_values": values, "image_grid_thw": np.array(grids, np.int64)}
+
+    def cost(self, layout: Layout) -> int:
+        return math.prod(layout.grid)
+
+
+def _fit(width: int, height: int, settings: QwenVLSettings) -> tuple[int, int]:
+    """The height and width that the picture is resized to.
+
+    The order of the floating point operations and round() to even are the processor's own: a product
+    taken in another order lands on another side of a multiple for some sizes.
+    """
+    if min(width, height) < 1:
+        raise LayoutError(f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1")
+    ratio = max(width, height) / min(width, height)
+    if ratio > MAX_ASPECT_RATIO:
+        raise LayoutError(
+            f"an image of {width}x{height} pixels is {ratio:.0f} times as long as wide",
+            remedy=f"Models of the Qwen-VL line take at most {MAX_ASPECT_RATIO}; crop or pad it",
+        )
+    unit = settings.patch_size * settings.merge_size
+    tall, wide = round(height / unit) * unit, round(width / unit) * unit
+    if tall * wide > settings.max_pixels:
+        shrink = math.sqrt((height * width) / settings.max_pixels)
+        tall = max(unit, math.floor(height / shrink / unit) * unit)
+        wide = max(unit, math.floor(width / shrink / unit) * unit)
+    elif tall * wide < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        tall = math.ceil(height * grow / unit) * unit
+        wide = math.ceil(width * grow / unit) * unit
+    return tall, wide
+
+
+def _fingerprint(settings: QwenVLSettings) -> str:
+    """As other systems compute it: the numbers that the layout depends on, and no others."""
+    keys = ("max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size")
+    values = ":".join(f"{key}={json.dumps(getattr(settings, key))}" for key in keys)
+    return _hash(f"image-layout:{QwenVL.name}:{values}")
+
+
+def _recipe(settings: QwenVLSettings) -> str:
+    parts = {"family": QwenVL.name, "backend": "pil", "decoder": DECODER, "do_resize": True, **asdict(settings)}
+    return _hash(json.dumps(parts, sort_keys=True, separators=(",", ":")))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _settings(section: Section) -> QwenVLSettings:
+    default = QwenVLSettings()
+    kind = section.text("image_processor_type", PROCESSORS[0])
+    if kind not in PROCESSORS:
+        raise CheckpointError(
+            f"{section.file}: image_processor_type is {kind[:64]!r}",
+            remedy=f"The Qwen-VL line is processed by one of {', '.join(PROCESSORS)}",
+        )
+    if not section.flag("do_resize", True):
+        raise CheckpointError(
+            f"{section.file}: do_resize is false", remedy="Without resizing most images have no layout; set it to true"
+        )
+    return QwenVLSettings(
+        patch_size=section.whole("patch_size", default.patch_size),
+        merge_size=section.whole("merge_size", default.merge_size),
+        temporal_patch_size=section.whole("temporal_patch_size", default.temporal_patch_size),
+        min_pixels=_bound(section, "min_pixels", "shortest_edge", default.min_pixels),
+        max_pixels=_bound(section, "max_pixels", "longest_edge", default.max_pixels),
+        resample=_resample(section),
+        do_rescale=section.flag("do_rescale", default.do_rescale),
+        rescale_factor=section.number("rescale_factor", default.rescale_factor),
+        do_normalize=section.flag("do_normalize", default.do_normalize),
+        image_mean=section.channels("image_mean", default.image_mean),
+        image_std=_deviation(section, default.image_std),
+    )
+
+
+def _bound(section: Section, name: str, edge: str, default: int) -> int:
+    """A bound on the area: by its own name first, else from `size`, else the class's own."""
+    if section.has(name):
+        return section.whole(name)
+    if section.has("size"):
+        # A size without this edge is no case for the default: the processor itself refuses to resize by it.
+        return section.section("size").whole(edge)
+    return default
+
+
+def _resample(section: Section) -> int:
+    value = section.whole("resample", BICUBIC, least=0)
+    if value not in RESAMPLING:
+        raise CheckpointError(
+            f"{section.file}: resample is {value}",
+            remedy="It must be one of Pillow's filters, 0 to 5; correct the file",
+        )
+    return value
+
+
+def _deviation(section: Section, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    values = section.channels("image_std", default)
+    if 0 in values:
+        raise CheckpointError(f"{section.file}: image_std has a zero", remedy="It must divide; correct the file")
+    return values
+
+
+def _check_tower(settings: QwenVLSettings, config: Section) -> None:
+    """The vision tower cuts patches as the processor does, or its weights would read other pixels than they learned."""
+    tower = config.section("vision_config", {})
+    for theirs, ours in (
+        ("patch_size", settings.patch_size),
+        ("spatial_merge_size", settings.merge_size),
+        ("temporal_patch_size", settings.temporal_patch_size),
+    ):
+        value = tower.values.get(theirs)
+        if value not in (None, ours, [ours, ours]):
+            raise CheckpointError(
+                f"{config.file} has vision_config.{theirs} {str(value)[:64]}, the image processor has {ours}",
+                remedy="The two files are not of one checkpoint; fetch both again",
+            )
+
+
+def _placeholders(checkpoint: Checkpoint) -> Placeholders:
+    defaults = TOKEN_DEFAULTS[checkpoint.model_type]
+    ids = tuple(checkpoint.config.whole(key, value, least=0) for key, value in zip(TOKENS, defaults, strict=True))
+    if len(set(ids)) < len(ids):
+        raise CheckpointError(
+            f"{checkpoint.config.file} gives two of {', '.join(TOKENS)} the same id", remedy="Correct the file"
+        )
+    return Placeholders(image=ids[0], unsampled=ids, texts=TEXTS)
+
+
+def _renderer(checkpoint: Checkpoint) -> str | None:
+    """Qwen3.5, 3.6 and 3.8 share their model types; their chat templates differ by the switches they offer."""
+    if checkpoint.model_type in ("qwen3_vl", "qwen3_vl_moe"):
+        return "qwen3-vl"
+    if checkpoint.model_type not in ("qwen3_5", "qwen3_5_moe"):
+        return None
+    if "reasoning_effort" in checkpoint.chat_template:
+        return "qwen3.8"
+    if "preserve_thinking" in checkpoint.chat_template:
+        return "qwen3.6"
+    return "qwen3.5"
