@@ -1,3 +1,10 @@
 """From references to model inputs: verified bytes, decoded pictures, tensors, and a receipt for each.
 
 The readers' wing: the only place where a reference becomes pixels."""
+
+from __future__ import annotations
+
+from filmroll.materialize.materializer import Materialized, Materializer, check_placements
+from filmroll.materialize.receipts import Receipt
+
+__all__ = ["Materialized", "Materializer", "Receipt", "check_placements"]

@@ -1,0 +1,166 @@
+"""From descriptors to model inputs: nothing a descriptor claims is believed before it is checked.
+
+The bytes are those of the digest (the store sees to that); everything else a descriptor says about
+them is recomputed from the decoded picture and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError
+from filmroll.families.base import Arrays, Family
+from filmroll.image import ImageRef
+from filmroll.materialize.cache import Cache, CacheCounts
+from filmroll.materialize.receipts import Receipt
+from filmroll.pixels.decode import decode
+from filmroll.store.base import Store
+from filmroll.wire.descriptor import ImageDescriptor
+
+CACHE_BYTES = 256 * 2**20
+DESCRIBE = "Make descriptors with the describe() of the family that serves the model"
+
+
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """The arrays of some descriptors, as one `family.pixels` call gives them; {} for no descriptors."""
+
+    arrays: Arrays
+    receipt: Receipt
+    """Its `consumed` is 0: whoever runs the model adds that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Developed:
+    """One image's arrays, read-only, and the reference under which its bytes were verified."""
+
+    verified: ImageRef
+    width: int
+    height: int
+    arrays: Arrays
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+class Materializer:
+    """Loads images for one model. Thread-safe; images are kept decoded up to `cache_bytes`."""
+
+    def __init__(self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.store = store
+        self.family = family
+        self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
+
+    def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
+        """Every image verified, decoded and processed, in order; else the error, with the image's index.
+
+        An image that occurs more than once is decoded once, and its arrays are repeated.
+        """
+        at_hand: dict[tuple[str, str], _Developed] = {}
+        parts = []
+        for index, descriptor in enumerate(descriptors):
+            try:
+                developed = self._load(descriptor, at_hand.get(descriptor.identity))
+            except FilmrollError as error:
+                raise error.at(index=index) from error
+            at_hand[descriptor.identity] = developed
+            parts.append(developed.arrays)
+        receipt = Receipt(referenced=len(descriptors), verified=len(parts), decoded=len(parts))
+        return Materialized(self.family.join(parts), receipt)
+
+    def cache_counts(self) -> CacheCounts:
+        return self._cache.counts()
+
+    def _load(self, descriptor: ImageDescriptor, developed: _Developed | None) -> _Developed:
+        _check_kind(descriptor, self.family)
+        if developed is None:
+            developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor.image))
+        if developed.verified != descriptor.image:
+            # Same digest, but another location, type or length is claimed: the claim is the store's to judge.
+            self.store.read(descriptor.image)
+        _check_layout(descriptor, self.family, developed)
+        return developed
+
+    def _develop(self, image: ImageRef) -> _Developed:
+        rgb = decode(self.store.read(image), max_pixels=self.store.limits.max_pixels)
+        arrays = self.family.pixels([rgb])
+        for array in arrays.values():
+            array.flags.writeable = False
+        return _Developed(verified=image, width=rgb.shape[1], height=rgb.shape[0], arrays=arrays)
+
+
+def check_placements(
+    token_ids: Sequence[int] | np.ndarray[Any, Any],
+    offsets: Sequence[int],
+    descriptors: Sequence[ImageDescriptor],
+    family: Family,
+) -> None:
+    """Image i's placeholders fill [offsets[i], offsets[i] + tokens), in order, and there are no others."""
+    if len(offsets) != len(descriptors):
+        raise PlacementError(
+            f"{len(descriptors)} images have {len(offsets)} placements", remedy="Give each image one offset"
+        )
+    is_placeholder = np.asarray(token_ids, dtype=np.int64) == family.placeholders.image
+    end = 0
+    for index, (offset, descriptor) in enumerate(zip(offsets, descriptors, strict=True)):
+        if offset < end:
+            raise PlacementError(
+                f"its placeholder begins at token {offset}, before the end of what precedes it, {end}",
+                remedy="Placements follow each other in the order of the images",
+                index=index,
+            )
+        _check_unclaimed(is_placeholder[end:offset], end)
+        end = offset + descriptor.tokens
+        if end > len(is_placeholder) or not is_placeholder[offset:end].all():
+            raise PlacementError(
+                f"tokens {offset} to {end} of {len(is_placeholder)} are not all image placeholders",
+                remedy=f"The image takes {descriptor.tokens} placeholder tokens; expand its one pad to as many",
+                index=index,
+            )
+    _check_unclaimed(is_placeholder[end:], end)
+
+
+def _check_unclaimed(is_placeholder: np.ndarray[Any, Any], start: int) -> None:
+    stray = np.flatnonzero(is_placeholder)
+    if stray.size:
+        raise PlacementError(
+            f"token {start + int(stray[0])} is an image placeholder that belongs to no image",
+            remedy="Send a reference and a placement for every image in the prompt",
+        )
+
+
+def _check_kind(descriptor: ImageDescriptor, family: Family) -> None:
+    """What can be told without the image: that the descriptor was made for this very family and recipe."""
+    for what, claimed, ours in (
+        ("family", descriptor.family, family.name),
+        ("modality", descriptor.modality, "image"),
+        ("layout fingerprint", descriptor.layout_fingerprint, family.fingerprint),
+        ("pixel recipe", descriptor.recipe, family.recipe),
+    ):
+        if claimed != ours:
+            raise FingerprintError(
+                f"its {what} is {claimed!r}, the model's is {ours!r}", remedy=f"{DESCRIBE}, from the same checkpoint"
+            )
+
+
+def _check_layout(descriptor: ImageDescriptor, family: Family, developed: _Developed) -> None:
+    """What only the decoded picture can tell."""
+    claimed, size = descriptor.image, (developed.width, developed.height)
+    if (claimed.width, claimed.height) != size:
+        raise GridError(
+            f"it is said to be {claimed.width}x{claimed.height} pixels, it is {size[0]}x{size[1]}", remedy=DESCRIBE
+        )
+    layout = family.layout(*size)
+    if descriptor.payload != layout.payload:
+        raise GridError(
+            f"its payload is {str(descriptor.payload)[:128]}, the stored image's is {layout.payload}", remedy=DESCRIBE
+        )
+    if descriptor.tokens != layout.tokens:
+        raise PlacementError(
+            f"it is said to take {descriptor.tokens} tokens, it takes {layout.tokens}", remedy=DESCRIBE
+        )
