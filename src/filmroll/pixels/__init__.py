@@ -1,3 +1,5 @@
 """From canonical bytes to pictures to patches, as plain numpy: no torch.
 
-Imports only image and errors. Families call it with their numbers; nothing here knows a family."""
+Imports image, errors and the store's reading of headers. Families call it with their numbers;
+nothing here knows a family.
+"""

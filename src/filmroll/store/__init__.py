@@ -1,3 +1,37 @@
 """Where images are kept: made canonical, written once under their sha256, read only if they still match it.
 
-Imports only image and errors. Writers put, readers read; a reference is all that passes between them."""
+Imports only image and errors. Writers put, readers read; a reference is all that passes between them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from filmroll.errors import ConfigError, ImageSourceError
+from filmroll.store.base import Store
+from filmroll.store.files import FileStore
+from filmroll.store.ingest import Limits
+from filmroll.store.sources import path_of
+
+__all__ = ["FileStore", "Limits", "Store", "open_store"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
+
+
+def open_store(url: str | os.PathLike[str], limits: Limits | None = None) -> Store:
+    """The store at a folder's path (`~` is expanded) or file: URI; anything else is a ConfigError."""
+    text = os.fspath(url)
+    scheme = _SCHEME.match(text) if isinstance(url, str) else None
+    if scheme is None:
+        if not text or "\0" in text:
+            raise ConfigError("the store has no place", remedy="Name a folder")
+        return FileStore(os.path.expanduser(text), limits)  # noqa: PTH111 - Path raises where there is no home
+    if scheme[1].lower() != "file":
+        raise ConfigError(
+            f"a store cannot be opened at {scheme[1][:32]}:", remedy="A folder's path or a file: URI is supported today"
+        )
+    try:
+        return FileStore(path_of(text), limits)
+    except ImageSourceError as error:
+        raise ConfigError(f"the store's place: {error.problem}", remedy=error.remedy, private=error.private) from None

@@ -1,0 +1,86 @@
+"""Opening files and folders one name at a time from a folder's descriptor, never through a symbolic link."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from filmroll.errors import ImageDamagedError
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""O_NONBLOCK: opening a FIFO in place of an object must not wait for a writer."""
+
+
+@contextmanager
+def open_folder(name: str | os.PathLike[str], *, below: int | None = None) -> Iterator[int]:
+    """A folder's descriptor; `below` another one no symbolic link is followed."""
+    try:
+        fd = os.open(name, _FOLDER if below is None else _FOLDER | os.O_NOFOLLOW, dir_fd=below)
+    except OSError as error:
+        if below is not None and error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise _no_object("a folder of the store is a symbolic link or a file") from None
+        raise
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_file(name: str, *, below: int) -> Iterator[tuple[int, int]]:
+    """Descriptor and length of a regular file; ImageDamagedError if anything else bears the name."""
+    try:
+        fd = os.open(name, _FILE, dir_fd=below)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise _no_object("a symbolic link or device is in its place") from None
+        raise
+    try:
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode):
+            raise _no_object("something that is no regular file is in its place")
+        yield fd, state.st_size
+    finally:
+        os.close(fd)
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    """That many bytes, or fewer if the file has shrunk meanwhile."""
+    data = os.read(fd, size)
+    if len(data) == size or not data:
+        return data
+    parts, missing = [data], size - len(data)
+    while missing and (part := os.read(fd, missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def make_folder(name: str, *, below: int, settled: set[str]) -> None:
+    """Make a folder if it is missing, and see its name on disk unless it is among the `settled`.
+
+    A folder that is there already may have been made by a process that has not come to its fsync.
+    """
+    if name in settled:
+        return
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=below)
+    sync_folder(below)
+    settled.add(name)
+
+
+def sync_folder(fd: int) -> None:
+    """See a folder's entries on disk; file systems that cannot say so keep them by themselves."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _no_object(how: str) -> ImageDamagedError:
+    return ImageDamagedError(f"the stored image is damaged: {how}", remedy="Look into the store's folder")
