@@ -87,6 +87,10 @@ class Family(ABC):
     def cost(self, layout: Layout) -> int:
         """How many vision patches the image costs in the vision tower."""
 
+    @abstractmethod
+    def pixel_bytes(self, image: ImageRef) -> int:
+        """How many bytes the image's float32 arrays take: what travels where references do not."""
+
     def join(self, parts: Sequence[Arrays]) -> Arrays:
         """The arrays of several `pixels` calls as one call would have given them."""
         names = parts[0] if parts else ()

@@ -18,6 +18,7 @@ import numpy as np
 from filmroll.errors import CheckpointError, LayoutError
 from filmroll.families.base import DECODER, Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
 from filmroll.families.checkpoint import Checkpoint, Section
+from filmroll.image import ImageRef
 from filmroll.pixels.patches import CHANNELS, level_table, patchify, resize
 
 PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
@@ -113,6 +114,11 @@ class QwenVL(Family):
 
     def cost(self, layout: Layout) -> int:
         return math.prod(layout.grid)
+
+    def pixel_bytes(self, image: ImageRef) -> int:
+        settings = self.settings
+        patch = CHANNELS * settings.temporal_patch_size * settings.patch_size**2
+        return self.cost(self.layout(image.width, image.height)) * patch * np.dtype(np.float32).itemsize
 
 
 def _fit(width: int, height: int, settings: QwenVLSettings) -> tuple[int, int]:

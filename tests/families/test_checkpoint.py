@@ -1,0 +1,69 @@
+"""A model folder that is not whole is refused by name of what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmroll.errors import CheckpointError, UnknownFamilyError
+from filmroll.families import FAMILIES, load_family
+
+
+def test_a_name_of_the_hub_is_no_folder() -> None:
+    with pytest.raises(CheckpointError, match="not a folder") as caught:
+        load_family("Qwen/Qwen3-VL-4B-Instruct")
+    assert "download" in caught.value.remedy
+    assert "Qwen3" not in str(caught.value.wire())
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_missing_file_is_named(model_folder: Any, file: str) -> None:
+    folder: Path = model_folder()
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=f"(has no|neither) {file}") as caught:
+        load_family(folder)
+    assert str(folder) in str(caught.value)
+    assert str(folder) not in str(caught.value.wire())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_a_garbled_file_is_named(model_folder: Any, file: str, content: bytes) -> None:
+    folder: Path = model_folder()
+    (folder / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=file):
+        load_family(folder)
+
+
+def test_a_file_that_is_no_object_is_named(model_folder: Any) -> None:
+    folder: Path = model_folder()
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json holds no JSON object"):
+        load_family(folder)
+
+
+def test_a_config_without_model_type(model_folder: Any) -> None:
+    folder: Path = model_folder()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json lacks model_type"):
+        load_family(folder)
+
+
+def test_an_unknown_model_type_lists_the_known_ones(model_folder: Any) -> None:
+    with pytest.raises(UnknownFamilyError, match="gpt2") as caught:
+        load_family(model_folder(model_type="gpt2"))
+    for family in FAMILIES:
+        for model_type in family.model_types:
+            assert model_type in caught.value.remedy
+
+
+def test_families_need_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; import filmroll.families, filmroll.families.tiny, filmroll.pixels.patches, filmroll.materialize;"
+        "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'renderers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

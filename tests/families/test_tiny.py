@@ -1,0 +1,136 @@
+"""The tiny model is a checkpoint like any other: the real libraries load it, and it sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from renderers.configs import Qwen3VLRendererConfig
+from renderers.qwen3_vl import Qwen3VLRenderer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+from filmroll.errors import ConfigError
+from filmroll.families import load_family
+from filmroll.families.tiny import END, MARKER, MARKUP_TOKENS, SPECIAL_TOKENS, WORDS, build_tiny_model
+from filmroll.materialize.feed import count_consumed, load_model, model_inputs
+
+MESSAGES = [
+    {"role": "system", "content": "Answer with letters."},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "Which colour?\n"},
+            {"type": "image", "image": Image.new("RGB", (32, 32))},
+            {"type": "text", "text": " é"},
+        ],
+    },
+    {"role": "assistant", "content": "A"},
+    {"role": "user", "content": "And now?"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny)
+
+
+def test_special_tokens_and_letters_are_one_token_each(tokenizer: Any) -> None:
+    for token in (*SPECIAL_TOKENS, *MARKUP_TOKENS, *WORDS, *"ABCDEFGHI"):
+        assert len(tokenizer.encode(token)) == 1, token
+        assert tokenizer.decode(tokenizer.encode(token)) == token
+    assert len(tokenizer.encode("ABCDEFGHI")) == 9
+    assert tokenizer.encode("xA<|image_pad|>B")[1:] == tokenizer.convert_tokens_to_ids(["A", "<|image_pad|>", "B"])
+
+
+def test_every_text_survives_the_tokenizer(tokenizer: Any) -> None:
+    text = "Zwölf Boxkämpfer\n\t jagen 拳 🥊 user's tools </tool_call>\x00"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_tokenizer_has_exactly_the_models_vocabulary(tiny: Path, tokenizer: Any) -> None:
+    config = AutoConfig.from_pretrained(tiny)
+    assert config.text_config.vocab_size == len(tokenizer)
+    assert tokenizer.eos_token == END
+    assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+
+def test_renderers_writes_what_the_chat_template_writes(tokenizer: Any) -> None:
+    renderer = Qwen3VLRenderer(tokenizer, Qwen3VLRendererConfig())
+    rendered = renderer.render(MESSAGES, add_generation_prompt=True, process_multimodal=False)
+    text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(rendered.token_ids) == text
+    assert list(rendered.token_ids) == tokenizer.encode(text)
+
+
+def test_the_model_sees(tiny: Path) -> None:
+    """A forward on our arrays gives the logits it gives on the processor's, and other pixels give others."""
+    family, model = load_family(tiny), load_model(tiny)
+    assert 0.8e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.0e6
+    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
+    arrays = family.pixels([noise])
+    processed = AutoImageProcessor.from_pretrained(tiny, backend="pil")([Image.fromarray(noise)], return_tensors="np")
+    tokens = [65, *[family.placeholders.image] * family.layout(100, 50).tokens, 66, 67]
+    with torch.no_grad(), count_consumed(model) as consumed:
+        ours, theirs, blank = (
+            model(**model_inputs(family, [tokens], some, pad="right")).logits
+            for some in (arrays, dict(processed), family.pixels([np.zeros_like(noise)]))
+        )
+    assert consumed.images == 3
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert not torch.allclose(ours[:, -1], blank[:, -1], atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    again, other = build_tiny_model(tmp_path / "again"), build_tiny_model(tmp_path / "other", seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert {path.name for path in tiny.iterdir()} == {path.name for path in again.iterdir()}
+    for path in tiny.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+    assert (tiny / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_a_finished_model_is_kept(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path / "new" / "tiny")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    assert build_tiny_model(folder) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_another_model_is_never_overwritten(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="something else"):
+        build_tiny_model(folder, seed=1)
+    marker = json.loads((folder / MARKER).read_text())
+    (folder / MARKER).write_text(json.dumps({**marker, "words": []}))
+    with pytest.raises(ConfigError):
+        build_tiny_model(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError):
+        build_tiny_model(tmp_path / "file")
+
+
+def test_a_killed_build_leaves_no_model(tmp_path: Path) -> None:
+    """Killed when everything but the last step is done: the folder does not exist, and a new build works."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from filmroll.families import tiny;"
+        "tiny._settle = lambda path: os.kill(os.getpid(), signal.SIGKILL);"
+        "tiny.build_tiny_model(Path(sys.argv[1]))"
+    )
+    folder = tmp_path / "tiny"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True, env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    assert load_family(build_tiny_model(folder)).name == "qwen_vl"
