@@ -1,0 +1,190 @@
+"""Rows that decode together: one KV cache, left-padded, that rows join and leave.
+
+B = rows, T = cached tokens of the longest row, A = position axes (3 with mrope, else 1),
+H = key-value heads, D = head size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from filmroll.engine.resolve import Resolved
+from filmroll.engine.sampling import Choosers, sample
+from filmroll.families.base import Family
+from filmroll.materialize.feed import count_consumed, model_inputs, suppress
+from filmroll.materialize.receipts import Receipt
+from filmroll.wire.generate import SamplingParams
+
+
+@dataclass(slots=True)
+class Row:
+    """One request on its way through the model."""
+
+    prompt: list[int]
+    params: SamplingParams
+    images: Resolved
+    positions: torch.Tensor
+    """[A, T] of the prompt."""
+    generator: torch.Generator | None
+    done: Future[Row] = field(default_factory=Future)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    receipt: Receipt = field(default_factory=Receipt)
+    finish_reason: str | None = None
+    version: int = 0
+
+    def append(self, token: int, logprob: float) -> None:
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in self.params.stop_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self.params.max_tokens:
+            self.finish_reason = "length"
+
+
+def prompt_positions(model: Any, family: Family, tokens: Sequence[int], images: Resolved) -> torch.Tensor:
+    """Rope positions [A, T] of one prompt, from the model's own rule.
+
+    They are passed to every forward: what a transformers model remembers of its last prefill
+    (`rope_deltas`) belongs to whichever batch came last. Decoding goes on at the highest position + 1.
+    """
+    rule = getattr(model.model, "get_rope_index", None)
+    if rule is None:
+        return torch.arange(len(tokens))[None]
+    grids = {name: array for name, array in images.arrays.items() if name in inspect.signature(rule).parameters}
+    inputs = model_inputs(family, [tokens], grids, pad="left")
+    positions: torch.Tensor = rule(**inputs)[0][:, 0]
+    return positions
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows with logits for their next token."""
+
+    model: Any
+    family: Family
+    rows: list[Row]
+    cache: Any
+    mask: torch.Tensor
+    """[B, T], 0 at padding."""
+    next_positions: torch.Tensor
+    """[A, B], where the token to be sampled will stand."""
+    logits: torch.Tensor
+    """[B, V], suppressed."""
+    choosers: Choosers
+
+    @classmethod
+    def prefill(cls, model: Any, family: Family, rows: list[Row]) -> Batch:
+        """Run the prompts and their images; a ReceiptError where the model saw other images than were sent."""
+        parts = [row.images.arrays for row in rows if row.images.arrays]
+        prompts = [row.prompt for row in rows]
+        inputs = model_inputs(family, prompts, family.join(parts) if parts else {}, pad="left", device=model.device)
+        positions = _left_padded([row.positions for row in rows]).to(model.device)
+        cache = DynamicCache(config=model.config)
+        with count_consumed(model) as consumed:
+            logits = _forward(model, **inputs, position_ids=_axes(positions), past_key_values=cache)
+        _check_consumed(rows, consumed.images)
+        return cls(
+            model=model,
+            family=family,
+            rows=rows,
+            cache=cache,
+            mask=inputs["attention_mask"],
+            next_positions=positions.amax(dim=(0, 2))[None].expand(len(positions), -1) + 1,
+            logits=suppress(logits, family),
+            choosers=_choosers(rows, model.device),
+        )
+
+    @property
+    def can_join(self) -> bool:
+        """Whether the cache is of the plain kind, whose rows can be padded further."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def sample(self, generator: torch.Generator) -> None:
+        """Give every row its next token."""
+        tokens, logprobs = sample(self.logits, self.choosers, generator)
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.append(token, logprob)
+
+    def advance(self) -> None:
+        """Run the tokens sampled last, for the logits of the next ones."""
+        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.mask.device)
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        logits = _forward(
+            self.model,
+            input_ids=tokens,
+            attention_mask=self.mask,
+            position_ids=_axes(self.next_positions[:, :, None]),
+            past_key_values=self.cache,
+        )
+        self.next_positions = self.next_positions + 1
+        self.logits = suppress(logits, self.family)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with these rows alone, and without the padding that only others needed."""
+        chosen = torch.tensor(indices, device=self.mask.device)
+        self.rows = [self.rows[index] for index in indices]
+        self.mask, self.logits = self.mask[chosen], self.logits[chosen]
+        self.next_positions = self.next_positions[:, chosen]
+        self.choosers = _choosers(self.rows, self.mask.device)
+        self.cache.batch_select_indices(chosen)
+        padding = int(self.mask.any(dim=0).int().argmax())
+        if padding and self.can_join:
+            self.mask = self.mask[:, padding:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, padding:], layer.values[:, :, padding:]
+
+    def join(self, other: Batch) -> None:
+        """Take another batch's rows in; both caches must be plain."""
+        self.rows = self.rows + other.rows
+        self.mask = _stacked(self.mask, other.mask, dim=-1)
+        self.next_positions = torch.cat([self.next_positions, other.next_positions], dim=1)
+        self.logits = torch.cat([self.logits, other.logits])
+        self.choosers = _choosers(self.rows, self.mask.device)
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            # [B, H, T, D]
+            mine.keys = _stacked(mine.keys, theirs.keys, dim=-2)
+            mine.values = _stacked(mine.values, theirs.values, dim=-2)
+
+
+def _forward(model: Any, **inputs: Any) -> torch.Tensor:
+    """Logits [B, V] after the last token."""
+    logits: torch.Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits
+    return logits[:, -1]
+
+
+def _axes(positions: torch.Tensor) -> torch.Tensor:
+    """[A, B, T], or [B, T] for a model with one axis, as its forward expects."""
+    return positions if len(positions) > 1 else positions[0]
+
+
+def _left_padded(positions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[A, B, T] from [A, T] of each row."""
+    longest = max(one.shape[-1] for one in positions)
+    return torch.stack([torch.nn.functional.pad(one, (longest - one.shape[-1], 0)) for one in positions], dim=1)
+
+
+def _stacked(one: torch.Tensor, two: torch.Tensor, *, dim: int) -> torch.Tensor:
+    """Both along the first dimension; `dim`, counted from the end, is T, and the shorter gets zeros at its left."""
+    longest = max(one.shape[dim], two.shape[dim])
+    behind = (0, 0) * (-1 - dim)
+    return torch.cat([torch.nn.functional.pad(part, (*behind, longest - part.shape[dim], 0)) for part in (one, two)])
+
+
+def _choosers(rows: Sequence[Row], device: torch.device) -> Choosers:
+    return Choosers.of([row.params for row in rows], [row.generator for row in rows], device)
+
+
+def _check_consumed(rows: Sequence[Row], consumed: int) -> None:
+    """The vision tower computed as many images as the rows refer to; then each row's receipt is complete."""
+    total = sum((row.images.receipt for row in rows), Receipt(consumed=consumed))
+    total.check("the batch")
+    for row in rows:
+        row.receipt = row.images.receipt + Receipt(consumed=row.images.receipt.referenced)

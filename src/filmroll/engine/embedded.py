@@ -1,0 +1,220 @@
+"""The embedded engine: a transformers model that answers generate requests.
+
+A request passes three places, each with threads of its own, so that none holds up another:
+the event loop (limits, answers), a small pool (references become verified pixels), and the model
+thread (prefill and decoding, batched).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+import torch
+
+from filmroll.engine.batch import Row, prompt_positions
+from filmroll.engine.loop import BatchLimits, ModelLoop
+from filmroll.engine.resolve import resolve
+from filmroll.engine.sampling import MIN_TEMPERATURE, own_generator
+from filmroll.engine.statistics import Statistics
+from filmroll.engine.weights import read_weights
+from filmroll.errors import EngineError, EngineUnavailableError, FilmrollError, RequestError, WeightsError
+from filmroll.families.base import Family
+from filmroll.materialize.feed import load_model
+from filmroll.materialize.materializer import Materializer
+from filmroll.wire.generate import (
+    Choice,
+    GenerateAnswer,
+    GenerateRequest,
+    Logprobs,
+    TokenLogprob,
+    VersionSpan,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING = 4096
+"""Requests that may be under way at once; more are told to come back."""
+READERS = 2
+"""Threads that turn references into pixels."""
+
+
+class EmbeddedEngine:
+    """Serves one checkpoint. Close it, or use it as a context manager.
+
+    `weights_dir` is where `update_weights` finds new versions; `name` is what requests call the
+    model; `seed` makes rows without a seed of their own reproducible where they arrive in the same
+    order.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        family: Family,
+        materializer: Materializer,
+        *,
+        max_batch: int = 64,
+        batch_wait_ms: float = 2,
+        max_model_len: int | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        weights_dir: Path | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.name = name or model_dir.name
+        self.family = family
+        self.materializer = materializer
+        self.statistics = Statistics()
+        self._model = load_model(model_dir, dtype=dtype, device=device)
+        text = self._model.config.get_text_config()
+        self.vocabulary: int = text.vocab_size
+        self.max_model_len: int = max_model_len or text.max_position_embeddings
+        self._weights_dir = weights_dir
+        self._slots = threading.BoundedSemaphore(4 * max_batch)
+        """Held by each request from its first pixel to its end: what bounds the pixels in memory."""
+        self._pending = 0
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="filmroll-reader")
+        limits = BatchLimits(rows=max_batch, wait_s=batch_wait_ms / 1000)
+        self._loop = ModelLoop(self._model, family, self.statistics, limits=limits, threads=threads, seed=seed)
+
+    def __enter__(self) -> EmbeddedEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads; requests under way end with EngineUnavailableError."""
+        self._loop.close()
+        self._readers.shutdown(cancel_futures=True)
+
+    @property
+    def version(self) -> int:
+        """The version of the weights in use; 0 is the checkpoint itself."""
+        return self._loop.version
+
+    async def generate(self, request: GenerateRequest) -> GenerateAnswer:
+        """Sample one completion. A cancelled call leaves its batch at the next step."""
+        self.statistics.add(requests=1)
+        self._pending += 1
+        try:
+            self._check(request)
+            done: Future[Row] = Future()
+            self._readers.submit(self._enter, request, done)
+            answer = _answer(request, await asyncio.wrap_future(done))
+        except FilmrollError as error:
+            self.statistics.reject(error.code)
+            raise
+        finally:
+            self._pending -= 1
+        if answer.receipt is not None:
+            self.statistics.add_receipt(answer.receipt)
+        return answer
+
+    async def update_weights(self, version: int) -> int:
+        """Serve the weights that the trainer wrote as `version`; any version, older ones too.
+
+        They are checked first; rows in flight finish on the old weights, later ones use the new.
+        A WeightsError leaves the old weights in use.
+        """
+        if self._weights_dir is None:
+            raise WeightsError("this engine was started without a folder to take weights from")
+        expected = {name: tuple(value.shape) for name, value in self._model.state_dict().items()}
+        tensors = await asyncio.to_thread(read_weights, self._weights_dir, version, expected)
+        await asyncio.wrap_future(self._loop.between_batches(lambda: self._apply(version, tensors)))
+        return version
+
+    def _apply(self, version: int, tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in self._model.state_dict().items():
+            value.copy_(tensors[name])
+        self._loop.version = version
+
+    def _check(self, request: GenerateRequest) -> None:
+        """What can be said without looking at an image."""
+        if self._pending > MAX_PENDING:
+            raise EngineUnavailableError(f"{MAX_PENDING} requests are under way", remedy="Send it again later")
+        if request.model is not None and request.model != self.name:
+            raise RequestError(f"this engine serves {self.name!r}", field="model")
+        params = request.sampling_params
+        if params.temperature != 0 and not params.temperature >= MIN_TEMPERATURE:
+            raise RequestError(
+                f"it is {params.temperature}, allowed are 0 and numbers from {MIN_TEMPERATURE}",
+                field="sampling_params.temperature",
+            )
+        if not 0 <= min(request.token_ids) <= max(request.token_ids) < self.vocabulary:
+            raise RequestError(f"token ids go from 0 to {self.vocabulary - 1}", field="token_ids")
+        self._check_length(len(request.token_ids), params.max_tokens)
+
+    def _check_length(self, prompt: int, new: int) -> None:
+        if prompt >= self.max_model_len:
+            raise RequestError(
+                f"the prompt has {prompt} tokens, the model takes {self.max_model_len} with the answer",
+                field="token_ids",
+            )
+        if prompt + new > self.max_model_len:
+            raise RequestError(
+                f"{prompt} prompt tokens and {new} new ones are more than {self.max_model_len}",
+                field="sampling_params.max_tokens",
+            )
+
+    def _enter(self, request: GenerateRequest, done: Future[Row]) -> None:
+        """On a reader thread: read the images, then join the rows that wait for the model."""
+        self._slots.acquire()
+        done.add_done_callback(lambda _: self._slots.release())
+        if done.done():
+            return
+        try:
+            self._loop.submit(self._row(request, done))
+        except FilmrollError as error:
+            _refuse(done, error)
+        except Exception as error:
+            log.exception("a request failed before it reached the model")
+            _refuse(done, EngineError("the request could not be prepared", private=str(error)))
+
+    def _row(self, request: GenerateRequest, done: Future[Row]) -> Row:
+        images = resolve(request, self.family, self.materializer)
+        return Row(
+            prompt=request.token_ids,
+            params=request.sampling_params,
+            images=images,
+            positions=prompt_positions(self._model, self.family, request.token_ids, images),
+            generator=own_generator(request.sampling_params),
+            done=done,
+        )
+
+
+def _refuse(done: Future[Row], error: FilmrollError) -> None:
+    with suppress(InvalidStateError):
+        done.set_exception(error)
+
+
+def _answer(request: GenerateRequest, row: Row) -> GenerateAnswer:
+    content = [TokenLogprob(*pair) for pair in zip(row.tokens, row.logprobs, strict=True)]
+    choice = Choice(
+        index=0,
+        token_ids=row.tokens,
+        logprobs=None if request.sampling_params.logprobs is None else Logprobs(content),
+        finish_reason=row.finish_reason,
+        weight_versions=[VersionSpan(str(row.version), 0, len(row.tokens))],
+    )
+    answer = GenerateAnswer(request_id=request.request_id or uuid4().hex, choices=[choice], receipt=row.receipt.form())
+    if not request.return_token_ids:
+        return answer
+    placeholders = {} if request.features is None else request.features.mm_placeholders
+    return GenerateAnswer(
+        request_id=answer.request_id,
+        choices=answer.choices,
+        receipt=answer.receipt,
+        prompt_token_ids=request.token_ids,
+        mm_placeholders=placeholders,
+    )

@@ -1,0 +1,109 @@
+"""From the references of a request to verified pixels, before any model is concerned.
+
+Every field here was written by somebody else. What breaks the contract is an error that names the
+field and the image; what comes out can be fed to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from filmroll.errors import FilmrollError, PlacementError, RequestError
+from filmroll.families.base import Arrays, Family
+from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.receipts import Receipt
+from filmroll.wire.descriptor import ImageDescriptor, read_reference
+from filmroll.wire.generate import Features, GenerateRequest, Placeholder
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The model arrays of a request's images in prompt order; empty where it has none."""
+
+    arrays: Arrays = field(default_factory=dict)
+    receipt: Receipt = field(default_factory=Receipt)
+
+
+def resolve(request: GenerateRequest, family: Family, materializer: Materializer) -> Resolved:
+    """Read and check everything the request says about images, then load and decode them."""
+    modality = _modality(request.features)
+    where = f"features.mm_placeholders.{modality}" if modality else "token_ids"
+    descriptors, spans = _references(request.features, modality) if request.features and modality else ([], [])
+    with _named(where):
+        check_placements(request.token_ids, [span.offset for span in spans], descriptors, family)
+        _check_apart(spans)
+    if not descriptors:
+        return Resolved()
+    with _named(f"features.kwargs_data.{modality}"):
+        materialized = materializer.load(descriptors)
+    return Resolved(materialized.arrays, materialized.receipt)
+
+
+def _modality(features: Features | None) -> str | None:
+    """The one modality that has images; a request has one or none."""
+    used = [] if features is None else [name for name, hashes in features.mm_hashes.items() if hashes]
+    if len(used) > 1:
+        raise RequestError(f"it has images of {len(used)} modalities, a model has one", field="features.mm_hashes")
+    return used[0] if used else None
+
+
+def _references(features: Features, modality: str) -> tuple[list[ImageDescriptor], list[Placeholder]]:
+    where = f"features.kwargs_data.{modality}"
+    if features.kwargs_data is None:
+        raise RequestError(
+            "the images have hashes and placeholders, but no references",
+            remedy="Send the mmraw: reference of each image; this engine keeps none from earlier requests",
+            field="features.kwargs_data",
+        )
+    spans = features.mm_placeholders[modality]
+    descriptors = []
+    for index, text in enumerate(features.kwargs_data[modality]):
+        with _named(where, index):
+            descriptor = read_reference(text)
+            _check_agreement(descriptor, modality, features.mm_hashes[modality][index], spans[index], index)
+        descriptors.append(descriptor)
+    return descriptors, spans
+
+
+def _check_agreement(descriptor: ImageDescriptor, modality: str, digest: str, span: Placeholder, index: int) -> None:
+    """The three parallel lists speak of the same image."""
+    if descriptor.modality != modality:
+        raise RequestError(
+            f"the reference is of modality {descriptor.modality!r}, it stands under {modality[:64]!r}",
+            field=f"features.kwargs_data.{modality}",
+            index=index,
+        )
+    if digest != descriptor.image.sha256:
+        raise RequestError(
+            "it is not the digest of the image that the reference names",
+            remedy="mm_hashes holds the whole sha256 of each stored image",
+            field=f"features.mm_hashes.{modality}",
+            index=index,
+        )
+    if span.length != descriptor.tokens:
+        raise RequestError(
+            f"the placeholder is {span.length} tokens long, the image is {descriptor.tokens}",
+            field=f"features.mm_placeholders.{modality}",
+            index=index,
+        )
+
+
+def _check_apart(spans: list[Placeholder]) -> None:
+    """Models find an image's extent by runs of placeholder tokens: two that touch would be one."""
+    for index, (one, two) in enumerate(pairwise(spans), start=1):
+        if two.offset == one.offset + one.length:
+            raise PlacementError("no token stands between it and the image before it", index=index)
+
+
+@contextmanager
+def _named(where: str, index: int | None = None) -> Iterator[None]:
+    """Errors raised inside say which field of the request they belong to, unless they already do."""
+    try:
+        yield
+    except FilmrollError as error:
+        raise error.at(
+            field=error.field or where, index=error.index if error.index is not None else index
+        ) from error.__cause__

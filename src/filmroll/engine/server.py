@@ -1,0 +1,281 @@
+"""The embedded engine over HTTP: the routes, the limits of a body, and errors a client can read.
+
+Whatever is sent, the answer is structured and the server goes on. Errors carry no paths, no
+addresses and no tracebacks; those are in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from filmroll.errors import FilmrollError, RequestError
+from filmroll.wire.generate import encode, read_request
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from filmroll.engine.embedded import EmbeddedEngine
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 8 * 2**20
+"""About 600,000 token ids, or 10,000 references."""
+MAX_DROPPED_BYTES = 64 * 2**20
+CLIENT_CLOSED = 499
+KEEP_ALIVE_S = 120
+"""Longer than a training step: a client that comes back finds its connections open."""
+GRACE_S = 10
+"""How long requests under way may still take when the server is told to stop."""
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Result = TypeVar("Result")
+
+
+class EngineLimits(TypedDict, total=False):
+    """The keyword arguments of EmbeddedEngine and Materializer that a process may set."""
+
+    max_batch: int
+    batch_wait_ms: float
+    max_model_len: int | None
+    threads: int | None
+    device: str
+    dtype: str
+    seed: int | None
+
+
+_NULL = msgspec.Raw(b"null")
+
+
+class _ContentParts(msgspec.Struct):
+    content_parts: msgspec.Raw = _NULL
+
+
+class _Update(msgspec.Struct):
+    version: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
+_read_parts = msgspec.json.Decoder(_ContentParts)
+_read_update = msgspec.json.Decoder(_Update)
+
+
+def build_app(engine: EmbeddedEngine) -> Starlette:
+    """The application that serves an engine; who starts the engine also closes it."""
+
+    async def generate(request: Request) -> Response:
+        body = await _body(request)
+        wanted = read_request(body)
+        if _read_parts.decode(body).content_parts != _NULL:
+            raise RequestError(
+                "the embedded engine reads no content parts",
+                remedy="Send expanded token_ids and the mmraw: references in features.kwargs_data",
+                field="content_parts",
+            )
+        answer = await _while_connected(request, engine.generate(wanted))
+        return Response(encode(answer), media_type="application/json")
+
+    async def update_weights(request: Request) -> Response:
+        try:
+            wanted = _read_update.decode(await _body(request))
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise RequestError(f"the update cannot be read: {error}", field="version") from None
+        return JSONResponse({"version": await engine.update_weights(wanted.version)})
+
+    async def weight_info(_request: Request) -> Response:
+        return JSONResponse({"version": engine.version})
+
+    async def models(_request: Request) -> Response:
+        return JSONResponse(_models(engine))
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(_request: Request) -> Response:
+        return PlainTextResponse(_metrics(engine), media_type="text/plain; version=0.0.4")
+
+    routes = [
+        Route("/inference/v1/generate", _answering(generate), methods=["POST"]),
+        Route("/inference/v1/update_weights", _answering(update_weights), methods=["POST"]),
+        Route("/inference/v1/weight_info", _answering(weight_info)),
+        Route("/v1/models", _answering(models)),
+        Route("/health", _answering(health)),
+        Route("/metrics", _answering(metrics)),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+
+def serve(
+    model_dir: Path,
+    store_url: str,
+    weights_dir: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    name: str,
+    on_ready: Callable[[str], None],
+    cache_bytes: int | None = None,
+    **limits: Unpack[EngineLimits],
+) -> None:
+    """Serve a checkpoint until SIGTERM or SIGINT, then return.
+
+    The address is taken first, so that a port in use is known before a model is loaded; `on_ready`
+    gets the base URL once requests are answered.
+    """
+    from filmroll.engine.embedded import EmbeddedEngine
+    from filmroll.families import load_family
+    from filmroll.materialize.materializer import Materializer
+    from filmroll.store import open_store
+
+    with socket.create_server((host, port)) as listener:
+        url = f"http://{_authority(listener)}"
+        family = load_family(model_dir)
+        sizes = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+        materializer = Materializer(open_store(store_url), family, **sizes)
+        with EmbeddedEngine(model_dir, family, materializer, weights_dir=weights_dir, name=name, **limits) as engine:
+            run_app(build_app(engine), listener, lambda: on_ready(url))
+
+
+def run_app(app: Starlette, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve an application on a socket that listens, until SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    _Server(config, on_ready).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, and after a signal returns instead of raising it again."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def _authority(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _answering(endpoint: Endpoint) -> Endpoint:
+    """The same endpoint, whose errors are answers."""
+
+    @functools.wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except FilmrollError as error:
+            if error.status >= 500:
+                log.warning("%s failed: %s", request.url.path, error)
+            return _error(error)
+        except HTTPException:
+            raise
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        except Exception:
+            log.exception("%s failed in a way nobody foresaw", request.url.path)
+            return _error(FilmrollError("the engine failed on this request; its log says why"))
+
+    return answer
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """No such route, no such method, too large a body: the status is HTTP's, the form is ours."""
+    if not isinstance(error, HTTPException):
+        raise error
+    wire = RequestError(error.detail).wire() | {"code": error.status_code}
+    return JSONResponse({"error": wire}, error.status_code, error.headers)
+
+
+def _error(error: FilmrollError) -> Response:
+    return JSONResponse({"error": error.wire()}, error.status)
+
+
+async def _body(request: Request) -> bytes:
+    """The body; one that is too large is read on and dropped, for a client that still sends sees no answer."""
+    parts = bytearray()
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            parts += part
+        elif size > MAX_DROPPED_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return bytes(parts)
+
+
+async def _while_connected(request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`; if the client goes away before, cancel it and raise ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _models(engine: EmbeddedEngine) -> dict[str, Any]:
+    model = {
+        "id": engine.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "filmroll",
+        "max_model_len": engine.max_model_len,
+    }
+    return {"object": "list", "data": [model]}
+
+
+def _metrics(engine: EmbeddedEngine) -> str:
+    """Prometheus' text format."""
+    lines = [f"filmroll_engine_{name}_total {value}" for name, value in engine.statistics.counts().items()]
+    lines += [
+        f'filmroll_engine_rejected_total{{code="{code}"}} {value}'
+        for code, value in engine.statistics.rejected().items()
+    ]
+    cache = engine.materializer.cache_counts()
+    lines += [
+        f"filmroll_engine_image_cache_hits_total {cache.hits}",
+        f"filmroll_engine_image_cache_misses_total {cache.misses}",
+        f"filmroll_engine_image_cache_bytes {cache.nbytes}",
+        f"filmroll_engine_weights_version {engine.version}",
+    ]
+    return "\n".join(lines) + "\n"

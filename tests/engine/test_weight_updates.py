@@ -1,0 +1,152 @@
+"""The engine takes new weights between batches, whole, or keeps the ones it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.weights import FILE, write_weights
+from filmroll.errors import WeightsError
+from filmroll.materialize.feed import load_model
+from filmroll.wire.generate import GenerateAnswer
+
+
+@pytest.fixture
+def weights_dir(engine: EmbeddedEngine, oracle: Any) -> Iterator[Path]:
+    """Where the engine looks; afterwards it serves the checkpoint's own weights again, as version 0."""
+    folder = engine._weights_dir
+    assert folder is not None
+    write_weights(oracle.model.state_dict(), folder, 0)
+    yield folder
+    asyncio.run(engine.update_weights(0))
+
+
+def changed(desk: Any) -> Any:
+    """The model after some training."""
+    model = load_model(desk.model_dir)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def outcome(answer: GenerateAnswer) -> tuple[list[int], str]:
+    choice = answer.choices[0]
+    assert choice.weight_versions is not None
+    (span,) = choice.weight_versions
+    assert (span.start, span.end) == (0, len(choice.token_ids))
+    return choice.token_ids, span.version
+
+
+def test_outputs_follow_the_weights_and_return_exactly(desk: Any, ask: Any, weights_dir: Path, tmp_path: Path) -> None:
+    request = desk.request([desk.picture(4)], temperature=0, max_tokens=12)
+    before = ask.one(request)
+    model = changed(desk)
+    write_weights(model.state_dict(), weights_dir, 7)
+    assert asyncio.run(ask.engine.update_weights(7)) == ask.engine.version == 7
+    after = ask.one(request)
+    assert outcome(after) == (expected(model, desk, request), "7")
+    assert outcome(after)[0] != outcome(before)[0]
+    asyncio.run(ask.engine.update_weights(0))
+    again = ask.one(request)
+    assert outcome(again) == (outcome(before)[0], "0")
+    assert again.choices[0].logprobs == before.choices[0].logprobs
+
+
+def expected(model: Any, desk: Any, request: Any) -> list[int]:
+    """Greedy tokens from whole forwards of a model that was never in an engine."""
+    from filmroll.materialize.feed import model_inputs, suppress
+    from filmroll.materialize.materializer import Materializer
+    from filmroll.wire.descriptor import read_reference
+
+    images = Materializer(desk.store, desk.family).load(
+        [read_reference(text) for text in request.features.kwargs_data["image"]]
+    )
+    row = list(request.token_ids)
+    with torch.no_grad():
+        for _ in range(request.sampling_params.max_tokens):
+            logits = model(**model_inputs(desk.family, [row], images.arrays, pad="right")).logits
+            row.append(int(suppress(logits, desk.family)[0, -1].argmax()))
+    return row[len(request.token_ids) :]
+
+
+def test_wrong_weights_are_refused_and_the_old_ones_serve_on(desk: Any, ask: Any, weights_dir: Path) -> None:
+    request = desk.request([desk.picture(4)], temperature=0, max_tokens=6)
+    before = ask.one(request)
+    good = changed(desk).state_dict()
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    damaged = write_weights(good, weights_dir, 1) / FILE
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 1
+    damaged.write_bytes(content)
+    write_weights(good | {name: good[name].T[:, :5]}, weights_dir, 2)
+    write_weights({key: value for key, value in good.items() if key != name}, weights_dir, 3)
+    write_weights(good | {"extra": torch.ones(1)}, weights_dir, 4)
+    for version, problem in ((1, "hash"), (2, "shape"), (3, "lack"), (4, "too many"), (5, "no weights of version")):
+        with pytest.raises(WeightsError, match=problem):
+            asyncio.run(ask.engine.update_weights(version))
+    after = ask.one(request)
+    assert outcome(after) == outcome(before)
+    assert after.choices[0].logprobs == before.choices[0].logprobs
+
+
+def test_rows_in_flight_finish_on_the_weights_they_began_with(
+    desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
+) -> None:
+    write_weights(changed(desk).state_dict(), weights_dir, 9)
+    early = desk.request([desk.picture(1)], max_tokens=80)
+    late = desk.request([desk.picture(2)], max_tokens=3)
+
+    async def update_meanwhile() -> tuple[GenerateAnswer, GenerateAnswer]:
+        first = asyncio.create_task(engine.generate(early))
+        await asyncio.sleep(0.1)
+        await engine.update_weights(9)
+        assert first.done()
+        return await first, await engine.generate(late)
+
+    first, second = asyncio.run(update_meanwhile())
+    assert (outcome(first)[1], outcome(second)[1]) == ("0", "9")
+    assert oracle.difference(early, first) < 1e-5
+    assert oracle.difference(late, second) > 1e-3
+
+
+def test_new_rows_wait_for_an_update_instead_of_delaying_it(
+    desk: Any, engine: EmbeddedEngine, weights_dir: Path
+) -> None:
+    """A stream of requests that never lets the batch run empty must not hold off new weights."""
+    write_weights(changed(desk).state_dict(), weights_dir, 9)
+
+    async def stream() -> list[str]:
+        versions: list[str] = []
+
+        async def client(number: int) -> None:
+            while not versions.count("9"):
+                request = desk.request(seed=number, max_tokens=20 + number)
+                versions.append(outcome(await engine.generate(request))[1])
+
+        clients = [asyncio.create_task(client(number)) for number in range(6)]
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(engine.update_weights(9), timeout=5)
+        await asyncio.gather(*clients)
+        return versions
+
+    assert set(asyncio.run(stream())) == {"0", "9"}
+
+
+def test_broken_weights_give_an_error_not_a_token(desk: Any, ask: Any, weights_dir: Path, oracle: Any) -> None:
+    from filmroll.errors import EngineError
+
+    nan = {name: torch.full_like(value, float("nan")) for name, value in oracle.model.state_dict().items()}
+    write_weights(nan, weights_dir, 1)
+    asyncio.run(ask.engine.update_weights(1))
+    with pytest.raises(EngineError, match="not finite"):
+        ask.one(desk.request([desk.picture(1)]))
+    asyncio.run(ask.engine.update_weights(0))
+    ask.one(desk.request([desk.picture(1)]))
