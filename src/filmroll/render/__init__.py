@@ -1,3 +1,9 @@
 """From messages to tokens: text by the renderers library, images as placeholders worked out from headers.
 
-The writers' wing: no torch, no image processor."""
+The writers' wing: no torch, no image processor.
+"""
+
+from filmroll.render.expand import Expanded, expand
+from filmroll.render.renderer import Rendered, Renderer, load_renderer
+
+__all__ = ["Expanded", "Rendered", "Renderer", "expand", "load_renderer"]

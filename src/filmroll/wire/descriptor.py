@@ -133,9 +133,7 @@ def read_reference(text: object) -> ImageDescriptor:
             remedy="Write it with write_reference(); tensors are not accepted",
         )
     if len(text) > MAX_REFERENCE_CHARS:
-        raise ReferenceFormatError(
-            f"the reference has {len(text)} characters, the limit is {MAX_REFERENCE_CHARS}"
-        )
+        raise ReferenceFormatError(f"the reference has {len(text)} characters, the limit is {MAX_REFERENCE_CHARS}")
     try:
         form = _read_reference.decode(text[len(PREFIX) :])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -198,5 +196,3 @@ def _media_type(uri: str) -> str:
     raise ReferenceFormatError(
         f"the image's uri ends in {ending[:16]!r}", remedy=f"One of {', '.join(EXTENSIONS.values())} is expected"
     )
-
-

@@ -41,7 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
-    seed: Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=1024)] = []
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = 1
     skip_special_tokens: bool = False
@@ -159,7 +159,9 @@ def _check_features(features: Features, prompt_tokens: int) -> None:
                 )
         for index, (one, two) in enumerate(pairwise(spans), start=1):
             if two.offset < one.offset + one.length:
-                raise RequestError("it overlaps the placeholder before it, or stands before it", field=field, index=index)
+                raise RequestError(
+                    "it overlaps the placeholder before it, or stands before it", field=field, index=index
+                )
 
 
 def _field(text: str) -> tuple[str, str | None]:

@@ -77,9 +77,7 @@ def check_sample(sample: TrainingSample) -> TrainingSample:
     for name, dtype in _SAMPLE_ARRAYS:
         array = getattr(sample, name)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (sample.tokens,):
-            raise TrainingError(
-                f"sample {sample.name}: {name} is not {sample.tokens} values of {dtype}", field=name
-            )
+            raise TrainingError(f"sample {sample.name}: {name} is not {sample.tokens} values of {dtype}", field=name)
     end = 0
     for index, image in enumerate(sample.images):
         if image.offset < end or image.offset + image.length > sample.tokens:

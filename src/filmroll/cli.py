@@ -1,0 +1,113 @@
+"""The command line: thin, one function per command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from filmroll.errors import FilmrollError
+
+app = typer.Typer(
+    name="filmroll",
+    help="Reinforcement learning of vision-language models whose images travel as references.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
+
+
+@app.command(context_settings=FLAGS)
+def train(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="A TOML file.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="The folder of a run to go on with.")] = None,
+) -> None:
+    """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
+    from filmroll.run.config import help_text, load_config
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.orchestrator import train as run_training
+    from filmroll.view.display import Display
+    from filmroll.view.report import write_report
+
+    if "--help" in context.args or (config is None and resume is None):
+        typer.echo(help_text())
+        return
+    if resume is not None:
+        run = RunDirectory.open(resume)
+        settings = run.config()
+    else:
+        settings = load_config(Path(str(config)), context.args)
+        run = RunDirectory.create(settings)
+    control = Path(settings.run.control).expanduser() if settings.run.control else None
+    with Display(settings, run.path) as display:
+        try:
+            run_training(settings, run, display.step, resume=resume is not None)
+        finally:
+            report = write_report(run.path, control=control if control and control.is_dir() else None)
+    typer.echo(display.conclusion(report))
+
+
+@app.command()
+def report(
+    run: RunFolder, control: Annotated[Path | None, typer.Option(help="A control run to draw beside it.")] = None
+) -> None:
+    """Write a run's report.html anew."""
+    from filmroll.view.report import write_report
+
+    typer.echo(write_report(run, control=control))
+
+
+@app.command("tiny-model")
+def tiny_model(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    seed: Annotated[int, typer.Option(help="Decides its weights.")] = 0,
+) -> None:
+    """Build a tiny random Qwen3-VL: config, tokenizer, preprocessor, chat template, weights."""
+    from filmroll.families.tiny import build_tiny_model
+
+    typer.echo(build_tiny_model(folder, seed=seed))
+
+
+@app.command(hidden=True)
+def engine(run: RunFolder, name: str = "engine") -> None:
+    """The engine of a run."""
+    _play("engine", run, name)
+
+
+@app.command(hidden=True)
+def trainer(run: RunFolder, name: str = "trainer") -> None:
+    """The trainer of a run."""
+    _play("trainer", run, name)
+
+
+@app.command(hidden=True)
+def worker(run: RunFolder, name: str = "worker") -> None:
+    """The worker of a run, which plays episodes."""
+    _play("worker", run, name)
+
+
+def _play(role: str, run: Path, name: str) -> None:
+    import logging
+
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.roles import ROLES
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    ROLES[role](RunDirectory.open(run), name)
+
+
+def main() -> None:
+    """Run a command; an error of filmroll's own is one line, not a traceback."""
+    try:
+        app()
+    except FilmrollError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(2 if error.status < 500 else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,184 @@
+"""The configuration of a run: one TOML file, every field also a command-line flag."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from filmroll.environments.color_codeword import ColorCodewordConfig
+from filmroll.errors import ConfigError
+from filmroll.train.step import TrainerConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """The `[run]` section."""
+
+    directory: str = "runs/${RUN_ID}"
+    """The run's folder. `~` and `${RUN_ID}` are resolved; if it exists, a number is added."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept, the newest ones."""
+    record_every: int = Field(default=5, ge=1)
+    """Steps between those whose rollouts are written down for people; the last is always written."""
+    control: str = ""
+    """The folder of a control run, shown in the report beside this one if it is there."""
+
+
+class MultimodalConfig(Section):
+    """The `[multimodal]` section."""
+
+    store: str = ""
+    """Where images are kept; empty means assets/images in the run's folder."""
+
+
+class WarmupConfig(Section):
+    """The `[warmup]` section: supervised steps on demonstrations, before reinforcement learning."""
+
+    steps: int = Field(default=0, ge=0)
+    """Supervised steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Demonstrations in a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of the warm-up."""
+
+
+class RlConfig(Section):
+    """The `[rl]` section: GRPO."""
+
+    steps: int = Field(default=100, ge=0)
+    """Policy updates."""
+    prompts: int = Field(default=8, ge=1)
+    """Different episodes in a step."""
+    rollouts_per_prompt: int = Field(default=8, ge=2)
+    """Rollouts of each episode: the group that rewards are compared in."""
+    max_turns: int = Field(default=16, ge=1)
+    """Turns after which an episode is cut off."""
+    ahead: int = Field(default=1, ge=0, le=1)
+    """1: the next step's rollouts are played while this one trains, so samples are one step old."""
+    normalize: bool = True
+    """Divide advantages by the group's standard deviation."""
+
+
+class SamplingConfig(Section):
+    """The `[sampling]` section."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of rollouts."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 keeps every token."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from the k likeliest tokens; 0 keeps every token."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest completion of a turn."""
+
+
+class EngineConfig(Section):
+    """The `[engine]` section."""
+
+    kind: Literal["embedded"] = "embedded"
+    """Which engine samples."""
+    max_batch: int = Field(default=64, ge=1)
+    """Requests that go through the model together."""
+    max_model_len: int = Field(default=4096, ge=16)
+    """Longest prompt and completion together, in expanded tokens."""
+    cache_mb: int = Field(default=256, ge=0)
+    """Memory for decoded images, in MiB."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of the engine."""
+
+
+class Config(BaseSettings):
+    """A training run."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_enforce_required=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+        nested_model_default_partial_update=True,
+    )
+
+    model: str = "tiny:qwen3_vl"
+    """A model folder, or `tiny:qwen3_vl` for a small random one that the run builds."""
+    seed: int = 0
+    """Decides episodes, demonstrations and the tiny model's weights."""
+    run: RunConfig = RunConfig()
+    environment: ColorCodewordConfig = ColorCodewordConfig()
+    multimodal: MultimodalConfig = MultimodalConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    rl: RlConfig = RlConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The file and the command line, and nothing from the environment."""
+        return (init_settings,)
+
+
+def load_config(path: Path, flags: list[str] | None = None) -> Config:
+    """The file's configuration with the command line's flags on top of it."""
+    return _built(_read(path), flags or [], path)
+
+
+def saved_config(path: Path) -> Config:
+    """A configuration that a run has written down, as it was resolved."""
+    try:
+        return Config.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError("the run's config.json is missing or damaged", private=f"{path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Name a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+
+
+def _built(values: dict[str, Any], flags: list[str], path: Path) -> Config:
+    try:
+        return CliApp.run(Config, cli_args=flags, cli_exit_on_error=False, **values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ConfigError(
+            f"{path}{' with ' + ' '.join(flags) if flags else ''}: {wrong}",
+            remedy="`filmroll train --help` lists every field",
+        ) from error
+    except SettingsError as error:
+        raise ConfigError(f"command line: {error}", remedy="`filmroll train --help` lists every field") from error
+
+
+def help_text() -> str:
+    """Every field with its default, as `filmroll train --help` prints it."""
+    settings = CliSettingsSource(Config, cli_prog_name="filmroll train CONFIG.toml", cli_parse_args=False)
+    return str(settings.root_parser.format_help())

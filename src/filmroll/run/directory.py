@@ -1,0 +1,91 @@
+"""The folder of a run: what is kept in it and under which names."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from filmroll.errors import ConfigError, RunError
+from filmroll.run.config import Config, saved_config
+
+
+class RunDirectory:
+    """`config.json`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
+    `checkpoints/`, `processes/`, `logs/`, `model/`, `report.html`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.events_file = self.path / "events.jsonl"
+        self.rollouts = self.path / "rollouts"
+        self.weights = self.path / "weights"
+        self.checkpoints = self.path / "checkpoints"
+        self.processes = self.path / "processes"
+        self.logs = self.path / "logs"
+        self.model = self.path / "model"
+
+    @classmethod
+    def create(cls, config: Config) -> RunDirectory:
+        """A new folder for this configuration; an existing run is never written over."""
+        wanted = resolve(config.run.directory)
+        for number in range(1, 10_000):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise RunError(f"the run's folder {path} cannot be made: {error.strerror}") from error
+            run = cls(path)
+            for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
+                folder.mkdir()
+            run.config_file.write_text(config.model_dump_json(indent=2))
+            return run
+        raise RunError(f"there are too many runs named {wanted.name}", remedy="Choose another run.directory")
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The folder of a run that was started before."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise ConfigError(f"{path} is not the folder of a run", remedy="It would hold a config.json")
+        return run
+
+    def config(self) -> Config:
+        return saved_config(self.config_file)
+
+    def store_url(self, config: Config) -> str:
+        """Where this run's images are; every process asks here."""
+        if config.multimodal.store:
+            return str(resolve(config.multimodal.store, run_id=self.path.name))
+        return str(self.path / "assets" / "images")
+
+    def event(self, kind: str, **fields: Any) -> None:
+        _append(self.events_file, {"time": time.time(), "kind": kind, **fields})
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        _append(self.metrics_file, row)
+
+    def record(self, step: int, rollouts: list[dict[str, Any]]) -> None:
+        """A step's rollouts for people, one a line."""
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rollouts)
+        (self.rollouts / f"step_{step:06d}.jsonl").write_text(lines)
+
+
+def resolve(path: str, *, run_id: str | None = None) -> Path:
+    """`~` and `${RUN_ID}` in a configured path; the one function that does so."""
+    if "${RUN_ID}" in path:
+        chosen = run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S")
+        path = path.replace("${RUN_ID}", chosen)
+    return Path(path).expanduser().absolute()
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """One line in one write, so that a kill tears at most the last."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")

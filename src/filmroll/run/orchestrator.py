@@ -1,0 +1,197 @@
+"""The loop of a run: rollouts, samples, optimizer step, weights to the engine, checkpoint, again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from filmroll.errors import FilmrollError, RunError
+from filmroll.families import load_family
+from filmroll.families.tiny import build_tiny_model
+from filmroll.render.tokenizer import TextTokenizer
+from filmroll.rollout.worker import Played, RolloutTask
+from filmroll.run.config import Config
+from filmroll.run.crew import Crew, crew
+from filmroll.run.directory import RunDirectory
+from filmroll.run.metrics import rl_row, warmup_row
+from filmroll.run.record import rollout_record
+from filmroll.run.roles import model_dir
+from filmroll.train.packing import pack_samples
+from filmroll.train.samples import group_advantages, samples
+from filmroll.train.step import Progress, StepReport, TrainStep
+from filmroll.wire.generate import SamplingParams
+from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
+
+Observer = Callable[[dict[str, Any]], None]
+"""Told of each step's metrics as they are written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The rollouts of a step, by group, and how long they took."""
+
+    groups: list[list[Played]]
+    failed: int
+    seconds: float
+
+    @property
+    def rollouts(self) -> list[Played]:
+        return [played for group in self.groups for played in group]
+
+
+def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False) -> None:
+    """Run the configured training to its end, in this process and those it starts."""
+    run.event("resumed" if resume else "started")
+    try:
+        if config.model.startswith("tiny:"):
+            build_tiny_model(run.model, seed=config.seed)
+        asyncio.run(_train(config, run, observe))
+    except BaseException as error:
+        run.event("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    run.event("finished")
+
+
+async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
+    async with crew(run) as hands:
+        progress = await hands.restore()
+        run.event("restored", warmup=progress.warmup, rl=progress.rl)
+        await Orchestrator(config, run, hands, observe).go(progress)
+
+
+class Orchestrator:
+    """Drives a crew through warm-up and reinforcement learning.
+
+    All that a step needs follows from the configuration, the step's number and the trainer's state,
+    so a run that is resumed at a checkpoint goes on as it would have gone.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, hands: Crew, observe: Observer) -> None:
+        self._config = config
+        self._run = run
+        self._hands = hands
+        self._observe = observe
+        self._family = load_family(model_dir(run, config))
+        self._tokenizer = TextTokenizer.load(model_dir(run, config))
+        self._sampling = SamplingParams(
+            max_tokens=config.sampling.max_tokens,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            top_k=config.sampling.top_k,
+        )
+
+    async def go(self, progress: Progress) -> None:
+        for step in range(progress.warmup, self._config.warmup.steps):
+            await self._warmup_step(step)
+            await self._save(Progress(step + 1, 0))
+        await self._hands.publish(progress.rl)
+        await self._reinforce(progress.rl)
+
+    async def _reinforce(self, first: int) -> None:
+        """Version n is the policy after n updates. With `ahead`, step n+1 is played while step n trains."""
+        last = self._config.rl.steps - 1
+        coming: asyncio.Task[Gathered] | None = None
+        try:
+            for step in range(first, last + 1):
+                started = time.perf_counter()
+                gathered = await (coming or self._gather(step))
+                if self._config.rl.ahead and step < last:
+                    coming = asyncio.create_task(self._gather(step + 1))
+                else:
+                    coming = None
+                await self._rl_step(step, gathered, started)
+                await self._save(Progress(self._config.warmup.steps, step + 1))
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait({coming})
+
+    async def _warmup_step(self, step: int) -> None:
+        started = time.perf_counter()
+        tasks = [self._task("warmup", step, number, 0) for number in range(self._config.warmup.batch_size)]
+        played = await asyncio.gather(*(self._hands.demonstrate(task) for task in tasks))
+        weights = LossWeights(cross_entropy=1.0)
+        made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
+        report = await self._train_step(made, self._config.warmup.learning_rate)
+        self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
+
+    async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
+        ready, sent = time.perf_counter(), self._hands.sample_bytes
+        report = await self._train_step(self._samples(gathered), self._config.trainer.learning_rate)
+        trained = time.perf_counter()
+        await self._hands.publish(step + 1)
+        done = time.perf_counter()
+        row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family)
+        row |= {
+            "sample_bytes": self._hands.sample_bytes - sent,
+            "images_per_second": row["images"] / (done - started),
+            "memory": self._hands.memory(),
+            "seconds": {
+                "rollout": gathered.seconds,
+                "train": trained - ready,
+                "weights": done - trained,
+                "total": done - started,
+            },
+        }
+        self._note(row)
+        if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
+            records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
+            self._run.record(step, records)
+
+    async def _gather(self, step: int) -> Gathered:
+        """Play a step's groups. A group with a broken rollout is left out; too many of them end the run."""
+        started = time.perf_counter()
+        config = self._config.rl
+        plays = [
+            [
+                self._hands.rollout(self._task("rl", step, prompt, number))
+                for number in range(config.rollouts_per_prompt)
+            ]
+            for prompt in range(config.prompts)
+        ]
+        groups = await asyncio.gather(*(asyncio.gather(*group, return_exceptions=True) for group in plays))
+        broken = [one for group in groups for one in group if isinstance(one, BaseException)]
+        for error in broken:
+            if not isinstance(error, FilmrollError) or isinstance(error, RunError):
+                raise error
+        whole = [[one for one in group if isinstance(one, Played)] for group in groups]
+        whole = [group for group in whole if len(group) == config.rollouts_per_prompt]
+        if 2 * len(whole) < config.prompts:
+            raise RunError(f"{len(broken)} rollouts of step {step} failed, the first with: {broken[0]}") from broken[0]
+        for error in broken:
+            self._run.event("rollout_failed", step=step, error=str(error))
+        return Gathered(whole, len(broken), time.perf_counter() - started)
+
+    def _samples(self, gathered: Gathered) -> list[TrainingSample]:
+        made = []
+        for group in gathered.groups:
+            rewards = [one.trajectory.reward for one in group]
+            advantages = group_advantages(rewards, normalize=self._config.rl.normalize)
+            for one, advantage in zip(group, advantages, strict=True):
+                made += samples(one.trajectory, advantage=advantage, weights=LossWeights(rl=1.0))
+        return made
+
+    async def _train_step(self, made: Sequence[TrainingSample], learning_rate: float) -> StepReport:
+        batches: list[MicroBatch] = pack_samples(made, max_tokens=self._config.trainer.max_tokens)
+        return await self._hands.step(TrainStep(learning_rate, batches))
+
+    async def _save(self, progress: Progress) -> None:
+        done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps
+        if done % self._config.run.checkpoint_every == 0 or done == total:
+            await self._hands.save(progress)
+            self._run.event("checkpoint", warmup=progress.warmup, rl=progress.rl)
+
+    def _task(self, phase: str, step: int, prompt: int, number: int) -> RolloutTask:
+        """Rollouts of a group share the episode's seed, and with it all that they are shown."""
+        key = f"{self._config.seed}/{phase}/{step}/{prompt}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        name = f"{phase}_{step}/prompt_{prompt}/rollout_{number}"
+        return RolloutTask(name, seed, self._sampling, self._config.rl.max_turns)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self._run.metrics(row)
+        self._observe(row)

@@ -1,0 +1,131 @@
+"""What each process of a run does: the engine, the trainer, and the worker that plays episodes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from filmroll.environments import make_environment
+from filmroll.errors import PeerError
+from filmroll.families import load_family
+from filmroll.materialize import Materializer
+from filmroll.render import load_renderer
+from filmroll.rollout.client import EngineClient
+from filmroll.rollout.worker import RolloutTask, Worker
+from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.launch import announce, end_with_starter
+from filmroll.store import open_store
+from filmroll.wire.channel import Listener
+
+MiB = 1 << 20
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """A message or an answer that says nothing but that it came."""
+
+
+class Connect(msgspec.Struct, frozen=True):
+    """Which engine a worker is to use."""
+
+    engine: str
+
+
+class Version(msgspec.Struct, frozen=True):
+    """A policy version: the number of reinforcement learning updates behind it."""
+
+    number: int
+
+
+def run_engine(run: RunDirectory, name: str) -> None:
+    """Serve the run's model until the starter is gone."""
+    from filmroll.engine.server import serve
+
+    config = run.config()
+    end_with_starter()
+    serve(
+        model_dir(run, config),
+        run.store_url(config),
+        run.weights,
+        name=model_name(config),
+        on_ready=lambda url: announce(run, name, url),
+        threads=config.engine.threads,
+        max_batch=config.engine.max_batch,
+        max_model_len=config.engine.max_model_len,
+        cache_bytes=config.engine.cache_mb * MiB,
+        seed=config.seed,
+    )
+
+
+def run_worker(run: RunDirectory, name: str) -> None:
+    """Play the episodes that the orchestrator asks for."""
+    config = run.config()
+    end_with_starter()
+    asyncio.run(_serve_worker(run, name, config))
+
+
+async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
+    store = open_store(run.store_url(config))
+    renderer = load_renderer(model_dir(run, config), store)
+    environment = make_environment(config.environment)
+    worker: Worker | None = None
+
+    async def connect(message: Connect) -> Nothing:
+        nonlocal worker
+        worker = Worker(environment, renderer, EngineClient(message.engine, model_name(config)))
+        return Nothing()
+
+    def connected() -> Worker:
+        if worker is None:
+            raise PeerError("the worker was asked for a rollout before it was told of an engine")
+        return worker
+
+    listener = Listener(
+        {
+            "connect": (Connect, connect),
+            "rollout": (RolloutTask, lambda task: connected().rollout(task)),
+            "demonstrate": (RolloutTask, lambda task: connected().demonstrate(task)),
+        }
+    )
+    announce(run, name, listener.endpoint)
+    await listener.serve()
+
+
+def run_trainer(run: RunDirectory, name: str) -> None:
+    """Take the optimizer steps that the orchestrator asks for."""
+    config = run.config()
+    end_with_starter()
+    asyncio.run(_serve_trainer(run, name, config))
+
+
+async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
+    from filmroll.train.service import TrainerService
+
+    family = load_family(model_dir(run, config))
+    materializer = Materializer(open_store(run.store_url(config)), family, cache_bytes=config.trainer.cache_mb * MiB)
+    service = TrainerService(
+        model_dir(run, config),
+        materializer,
+        config.trainer,
+        weights=run.weights,
+        checkpoints=run.checkpoints,
+        keep=config.run.keep_checkpoints,
+    )
+    listener = Listener(service.handlers())
+    announce(run, name, listener.endpoint)
+    await listener.serve()
+
+
+ROLES = {"engine": run_engine, "worker": run_worker, "trainer": run_trainer}
+
+
+def model_dir(run: RunDirectory, config: Config) -> Path:
+    """The model's folder; the orchestrator has built it where the configuration asks for a tiny one."""
+    return run.model if config.model.startswith("tiny:") else Path(config.model).expanduser().absolute()
+
+
+def model_name(config: Config) -> str:
+    """How the engine names the model."""
+    return config.model if config.model.startswith("tiny:") else Path(config.model).name

@@ -1,0 +1,86 @@
+"""From a micro-batch of references to tensors: the trainer's side of materializing.
+
+B = rows, T = tokens of the longest row, N = trained tokens of all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from filmroll.materialize.feed import model_inputs
+from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.receipts import Receipt
+from filmroll.wire.training import MicroBatch, check_sample
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Model inputs of B rows, and for each of the N trained tokens where it stands and what it is worth."""
+
+    inputs: dict[str, torch.Tensor]
+    rows: torch.Tensor
+    columns: torch.Tensor
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor
+    temperatures: torch.Tensor
+    advantages: torch.Tensor
+    rl_weights: torch.Tensor
+    cross_entropy_weights: torch.Tensor
+    receipt: Receipt
+
+
+class Loader:
+    """Checks samples, materializes their images, and lays rows and targets out as tensors."""
+
+    def __init__(self, materializer: Materializer, *, device: str = "cpu") -> None:
+        self._materializer = materializer
+        self._device = device
+
+    def load(self, micro_batch: MicroBatch) -> Batch:
+        """The micro-batch ready for a forward; an image that cannot be verified is an error, never a gap."""
+        import torch
+
+        family = self._materializer.family
+        samples = micro_batch.samples
+        for sample in samples:
+            check_sample(sample)
+            check_placements(
+                sample.token_ids,
+                [image.offset for image in sample.images],
+                [image.descriptor for image in sample.images],
+                family,
+            )
+        images = [image.descriptor for sample in samples for image in sample.images]
+        loaded = self._materializer.load(images)
+        inputs = model_inputs(
+            family, [sample.token_ids for sample in samples], loaded.arrays, pad="right", device=self._device
+        )
+        # A token at column 0 has nothing before it that could predict it.
+        columns = [np.flatnonzero(sample.trained[1:]) + 1 for sample in samples]
+        counts = [len(places) for places in columns]
+
+        def gathered(name: str) -> torch.Tensor:
+            parts = [getattr(sample, name)[places] for sample, places in zip(samples, columns, strict=True)]
+            return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+        def repeated(values: list[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.repeat(np.asarray(values), counts)).to(self._device)
+
+        return Batch(
+            inputs=inputs,
+            rows=repeated(list(range(len(samples)))),
+            columns=torch.from_numpy(np.concatenate(columns)).to(self._device),
+            token_ids=gathered("token_ids").long(),
+            logprobs=gathered("logprobs"),
+            temperatures=gathered("temperatures"),
+            advantages=repeated([np.float32(sample.advantage) for sample in samples]),
+            rl_weights=repeated([np.float32(sample.weights.rl) for sample in samples]),
+            cross_entropy_weights=repeated([np.float32(sample.weights.cross_entropy) for sample in samples]),
+            receipt=loaded.receipt,
+        )

@@ -1,0 +1,89 @@
+"""What a trainer is told and what it reports: its configuration, a step's work, a step's result.
+
+Imports no torch: the orchestrator speaks this language too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from filmroll.wire.generate import ReceiptForm
+from filmroll.wire.training import MicroBatch
+
+
+class TrainerConfig(BaseModel):
+    """The `[trainer]` section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Learning rate of reinforcement learning."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's momentum terms."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    """How far below 1 an importance ratio still counts."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """How far above 1 an importance ratio still counts."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Token area of a micro-batch: rows times the longest row."""
+    cache_mb: int = Field(default=256, ge=0)
+    """Memory for decoded images, in MiB."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of the trainer."""
+    device: str = "cpu"
+    """Where the model is trained, as torch names it."""
+
+
+class TrainStep(msgspec.Struct, frozen=True):
+    """One optimizer step over all these micro-batches."""
+
+    learning_rate: float
+    micro_batches: list[MicroBatch]
+
+
+class StepReport(msgspec.Struct, frozen=True):
+    """What a step did, averaged over its trained tokens where that makes sense.
+
+    The logprob gap is between what the engine reported and what this trainer computes for the same
+    tokens before the update: it measures whether both see the same images.
+    """
+
+    loss: float
+    grad_norm: float
+    entropy: float
+    ratio_mean: float
+    ratio_max: float
+    clip_fraction: float
+    logprob_gap_mean: float
+    logprob_gap_max: float
+    trained_tokens: int
+    tokens: int
+    micro_batches: int
+    receipt: ReceiptForm
+    seconds: float
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How many steps of each phase are done; with the seed it determines all that comes next."""
+
+    warmup: int = 0
+    rl: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"step_{self.warmup + self.rl:06d}"
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Write the current weights for engines, under this policy version."""
+
+    version: int
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A call that needs no argument."""

@@ -1,0 +1,101 @@
+"""The trainer: micro-batches of references in, policy updates and a report of each step out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from filmroll.errors import TrainingError
+from filmroll.materialize.feed import load_model
+from filmroll.materialize.materializer import Materializer
+from filmroll.materialize.receipts import Receipt
+from filmroll.train.forward import forward
+from filmroll.train.loader import Loader
+from filmroll.train.loss import loss
+from filmroll.train.step import StepReport, TrainerConfig, TrainStep
+from filmroll.wire.training import MicroBatch
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over the micro-batches of a step."""
+
+    loss: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    ratio_max: float = 0.0
+    clipped: float = 0.0
+    gap: float = 0.0
+    gap_max: float = 0.0
+    receipt: Receipt = field(default_factory=Receipt)
+
+
+class Trainer:
+    """A model and its optimizer. `step` is all or nothing: an error before the update leaves both as they were."""
+
+    def __init__(self, model_dir: Path, materializer: Materializer, config: TrainerConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.family = materializer.family
+        self.model: Any = load_model(model_dir, device=config.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self._loader = Loader(materializer, device=config.device)
+
+    def step(self, work: TrainStep) -> StepReport:
+        """Accumulate gradients over the micro-batches, clip, update."""
+        started = time.perf_counter()
+        trained = sum(int(sample.trained[1:].sum()) for batch in work.micro_batches for sample in batch.samples)
+        if trained == 0:
+            raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
+        self.optimizer.zero_grad(set_to_none=True)
+        tally = _Tally()
+        for micro_batch in work.micro_batches:
+            self._accumulate(micro_batch, trained, tally)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        if not torch.isfinite(torch.tensor(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(f"the gradient norm is {norm}", remedy="The weights were left as they were")
+        for group in self.optimizer.param_groups:
+            group["lr"] = work.learning_rate
+        self.optimizer.step()
+        return _report(work.micro_batches, tally, trained, norm, time.perf_counter() - started)
+
+    def _accumulate(self, micro_batch: MicroBatch, trained: int, tally: _Tally) -> None:
+        batch = self._loader.load(micro_batch)
+        out = forward(self.model, self.family, batch)
+        lost = loss(out.logprobs, batch, clip_low=self.config.clip_low, clip_high=self.config.clip_high)
+        (lost.total / trained).backward()  # type: ignore[no-untyped-call]
+        gaps = (out.logprobs.detach() - batch.logprobs).abs()
+        tally.loss += float(lost.total.detach()) / trained
+        tally.entropy += float(out.entropies.sum())
+        tally.ratio += float(lost.ratios.sum())
+        tally.ratio_max = max(tally.ratio_max, float(lost.ratios.max()))
+        tally.clipped += float(lost.clipped.sum())
+        tally.gap += float(gaps.sum())
+        tally.gap_max = max(tally.gap_max, float(gaps.max()))
+        tally.receipt += out.receipt
+
+
+def _report(batches: Sequence[MicroBatch], tally: _Tally, trained: int, norm: float, seconds: float) -> StepReport:
+    return StepReport(
+        loss=tally.loss,
+        grad_norm=norm,
+        entropy=tally.entropy / trained,
+        ratio_mean=tally.ratio / trained,
+        ratio_max=tally.ratio_max,
+        clip_fraction=tally.clipped / trained,
+        logprob_gap_mean=tally.gap / trained,
+        logprob_gap_max=tally.gap_max,
+        trained_tokens=trained,
+        tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
+        micro_batches=len(batches),
+        receipt=tally.receipt.form(),
+        seconds=seconds,
+    )

@@ -1,0 +1,114 @@
+"""Calls between the processes of one run: ZeroMQ sockets, msgpack bodies, typed answers.
+
+A process that does work listens; the orchestrator calls. Calls run side by side, answers come back
+in any order, errors keep their class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from filmroll.errors import FilmrollError, PeerError, every_error
+from filmroll.wire.packed import Failure, failure, pack, raised, unpack
+
+T = TypeVar("T")
+Answer = TypeVar("Answer")
+
+MAX_MESSAGE_BYTES = 1 << 30
+_ERRORS = {kind.code: kind for kind in every_error()}
+_log = logging.getLogger(__name__)
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What is asked of a process: the name of one of its handlers, and that handler's message."""
+
+    name: str
+    body: msgspec.Raw
+
+
+Handler = Callable[[Any], Awaitable[Any]]
+
+
+class Listener:
+    """The side that works. `handlers` maps a call's name to its message type and an async function."""
+
+    def __init__(self, handlers: dict[str, tuple[type, Handler]], *, host: str = "127.0.0.1") -> None:
+        self._handlers = handlers
+        self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self.endpoint = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Answer calls until cancelled."""
+        try:
+            while True:
+                sender, number, body = await self._socket.recv_multipart()
+                task = asyncio.create_task(self._answer(sender, number, body))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+        finally:
+            self._socket.close()
+
+    async def _answer(self, sender: bytes, number: bytes, body: bytes) -> None:
+        try:
+            call = unpack(body, Call)
+            if call.name not in self._handlers:
+                raise PeerError(f"no call is named {call.name[:64]!r}")
+            kind, handler = self._handlers[call.name]
+            result, word = pack(await handler(unpack(bytes(call.body), kind))), b"ok"
+        except FilmrollError as error:
+            result, word = pack(failure(error)), b"error"
+        except Exception as error:  # noqa: BLE001: whatever breaks here must reach the caller, not vanish in a task
+            _log.exception("call failed")
+            result, word = pack(failure(PeerError(f"{type(error).__name__}: {error}"))), b"error"
+        await self._socket.send_multipart([sender, number, word, result])
+
+
+class Caller:
+    """The side that asks. `call` waits for the answer as long as the caller does."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(endpoint)
+        self._numbers = itertools.count()
+        self._waiting: dict[bytes, asyncio.Future[tuple[bytes, bytes]]] = {}
+        self._reader = asyncio.create_task(self._read())
+        self.sent_bytes = 0
+
+    async def call(self, name: str, message: Any, answer: type[Answer]) -> Answer:
+        number = str(next(self._numbers)).encode()
+        body = pack(Call(name, msgspec.Raw(pack(message))))
+        self.sent_bytes += len(body)
+        future: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._socket.send_multipart([number, body])
+            word, result = await future
+        finally:
+            self._waiting.pop(number, None)
+        if word != b"ok":
+            raise raised(unpack(result, Failure), _ERRORS, PeerError)
+        return unpack(result, answer)
+
+    async def _read(self) -> None:
+        while True:
+            number, word, result = await self._socket.recv_multipart()
+            future = self._waiting.get(number)
+            if future is not None and not future.done():
+                future.set_result((word, result))
+
+    def close(self) -> None:
+        self._reader.cancel()
+        self._socket.close()
