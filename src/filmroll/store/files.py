@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filmroll.errors import (
@@ -66,7 +66,12 @@ class FileStore(Store):
         )
         with _store_errors("keep", self.root):
             if not self._is_known(ref):
-                self._keep(ref, image.data)
+                try:
+                    self._keep(ref, image.data)
+                except FileNotFoundError:
+                    # A folder that was there is gone, removed by hand or by upkeep: make it again.
+                    self._settled.clear()
+                    self._keep(ref, image.data)
                 self._known.add(ref.sha256)
         return ref
 
@@ -74,7 +79,14 @@ class FileStore(Store):
         self._check_inside(ref)
         self.limits.check_bytes(ref.nbytes)
         with _store_errors("read", self.root):
-            data = self._read(ref)
+            try:
+                data = self._read(ref)
+            except FileNotFoundError as error:
+                raise ImageNotFoundError(
+                    f"the store holds no image {ref.sha256}",
+                    remedy="It was never put there, or was removed, or the store is not mounted",
+                    private=str(error),
+                ) from None
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise _damaged(ref, "its bytes have another digest")
         return data
@@ -126,13 +138,13 @@ class FileStore(Store):
 
     def _settle(self) -> None:
         """Make the root and its folder for temporary files, and see them on disk, once per process."""
-        missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
-        for folder in reversed(missing):
-            with open_folder(folder.parent) as parent:
+        if _TEMPORARY in self._settled:
+            return
+        missing = [folder for folder in self.root.parents if not folder.exists()]
+        for folder in (*reversed(missing), self.root):
+            # Whoever made a root in a folder that this process may not open has settled it.
+            with suppress(PermissionError) if folder.exists() else nullcontext(), open_folder(folder.parent) as parent:
                 make_folder(folder.name, below=parent, settled=set())
-        if _TEMPORARY not in self._settled:
-            with open_folder(self.root.parent) as parent:
-                sync_folder(parent)
         with open_folder(self.root) as root:
             make_folder(_TEMPORARY, below=root, settled=self._settled)
 
@@ -202,12 +214,6 @@ def _store_errors(verb: str, root: Path) -> Iterator[None]:
     """What the file system raises becomes a StoreError that names no path to a client."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise ImageNotFoundError(
-            "the store holds no such image",
-            remedy="It was never put there, or was removed, or the store is not mounted",
-            private=str(error),
-        ) from None
     except OSError as error:
         raise StoreUnavailableError(
             f"the store cannot {verb} the image: {os.strerror(error.errno or errno.EIO)}", private=f"{root}: {error}"

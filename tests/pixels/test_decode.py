@@ -1,0 +1,72 @@
+"""Canonical bytes to pixels: exact, bounded, silent."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from filmroll.errors import ImageFormatError, ImageLimitError
+from filmroll.pixels.decode import decode
+from filmroll.store.ingest import canonical
+
+
+def saved(image: Image.Image, format_: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+def noise(width: int, height: int, channels: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_pillow(format_: str, channels: int) -> None:
+    data = saved(noise(31, 17, channels), format_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(data, max_pixels=31 * 17)
+    assert (pixels.shape, pixels.dtype) == ((17, 31, 3), np.uint8)
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_the_limit_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(noise(31, 17, 3), "PNG")
+    monkeypatch.setattr("filmroll.pixels.decode.open_image", None)
+    with pytest.raises(ImageLimitError):
+        decode(data, max_pixels=31 * 17 - 1)
+
+
+def test_what_no_store_would_have_kept_is_refused() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (
+        b"",
+        b"hello",
+        saved(noise(8, 8, 3), "GIF"),
+        saved(noise(8, 8, 4), "PNG"),
+        saved(noise(8, 8, 3).convert("P"), "PNG"),
+        saved(noise(8, 8, 3).convert("CMYK"), "JPEG"),
+        saved(noise(8, 8, 3), "JPEG", exif=exif),
+        saved(noise(8, 8, 3), "PNG")[:-1],
+    ):
+        with pytest.raises(ImageFormatError):
+            decode(data, max_pixels=1 << 20)
+
+
+def test_a_picture_of_many_megapixels_makes_no_noise(recwarn: pytest.WarningsRecorder) -> None:
+    """Law 1 reaches readers of other houses: at our limit Pillow does not warn yet."""
+    side = 1 << 13
+    image = canonical(np.zeros((side, side), np.uint8))
+    start = time.perf_counter()
+    assert decode(image.data, max_pixels=1 << 26).shape == (side, side, 3)
+    Image.open(io.BytesIO(image.data))
+    assert time.perf_counter() - start < 10
+    assert not recwarn.list

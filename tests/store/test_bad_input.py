@@ -1,0 +1,182 @@
+"""Bytes from strangers: a typed error that says nothing private, or a whole canonical image, always."""
+
+from __future__ import annotations
+
+import re
+import resource
+import struct
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from filmroll.errors import FilmrollError, ImageError, ImageFormatError, ImageLimitError
+from filmroll.pixels.decode import decode
+from filmroll.store.header import Limits, read_header
+from filmroll.store.ingest import canonical
+from tests.store.pictures import encode, noise, png_chunk, png_file, sample_files
+
+PRIVATE = re.compile(r"0x[0-9a-f]|(^|[\s'\"(])/\w|<[\w.]+ (object|at)")
+FILES = sample_files()
+WALKED = ("PNG", "JPEG", "WEBP")
+
+
+def check_error(error: FilmrollError) -> None:
+    assert isinstance(error, ImageError)
+    assert not PRIVATE.search(str(error.wire()["message"])), error.wire()
+    assert "0x" not in str(error)
+
+
+def huge(format_: str) -> bytes:
+    """A file that claims 20,000 x 20,000 pixels (WebP: 16,383) and holds almost none."""
+    image = Image.new("RGB", (16, 16))
+    data = bytearray(encode(image, format_))
+    side = 20_000
+    if format_ == "PNG":
+        return png_file(side, side, 8, 2, b"\0" * 100)
+    if format_ == "JPEG":
+        frame = data.index(b"\xff\xc0")
+        struct.pack_into(">HH", data, frame + 5, side, side)
+    elif format_ == "WEBP":
+        struct.pack_into("<HH", data, 26, 16_383, 16_383)
+    elif format_ == "GIF":
+        struct.pack_into("<HH", data, 6, side, side)
+    elif format_ == "BMP":
+        struct.pack_into("<LL", data, 18, side, side)
+    else:
+        for tag in (256, 257):
+            place = data.index(struct.pack("<HH", tag, 4)) if struct.pack("<HH", tag, 4) in data else -1
+            if place < 0:
+                place = data.index(struct.pack("<HH", tag, 3))
+            struct.pack_into("<L", data, place + 8, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("format_", FILES)
+def test_a_huge_header_costs_neither_time_nor_memory(format_: str) -> None:
+    data = huge(format_)
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    with pytest.raises(ImageLimitError) as caught:
+        canonical(data)
+    seconds = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 0.1
+    assert peak < 1 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
+    check_error(caught.value)
+
+
+def test_a_small_file_of_many_pixels_is_refused_unopened() -> None:
+    data = png_file(30_000, 3_000, 8, 2, bytes(3_000 * (1 + 3 * 30_000)))
+    assert len(data) < 1 << 19
+    start = time.perf_counter()
+    with pytest.raises(ImageLimitError):
+        canonical(data)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_each_limit_is_kept() -> None:
+    data = FILES["PNG"]
+    for limits in (Limits(max_pixels=24 * 16 - 1), Limits(max_side=23), Limits(max_bytes=100)):
+        for source in (data, noise(24, 16), Image.fromarray(noise(24, 16))):
+            with pytest.raises(ImageLimitError):
+                canonical(source, limits)
+    canonical(data, Limits(max_pixels=24 * 16, max_side=24))
+
+
+@pytest.mark.parametrize("format_", WALKED)
+def test_truncation_is_found_at_every_byte_by_structure_alone(format_: str) -> None:
+    data = FILES[format_]
+    read_header(data, Limits())
+    for length in range(len(data)):
+        with pytest.raises(ImageFormatError) as caught:
+            read_header(data[:length], Limits())
+        check_error(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format_", FILES)
+def test_truncation_never_stores_half_a_picture(format_: str) -> None:
+    data = FILES[format_]
+    whole = canonical(data)
+    for length in range(0, len(data), 7):
+        try:
+            image = canonical(data[:length])
+        except FilmrollError as error:
+            check_error(error)
+        else:  # What was cut off held no pixels: GIF's trailer, BMP's padding.
+            assert image == whole
+
+
+def test_many_tiny_parts_cost_no_minutes() -> None:
+    chunks = png_chunk(b"teSt", b"") * 100_000
+    scans = FILES["JPEG"]
+    scan = scans[scans.index(b"\xff\xda") : -2]
+    for data in (
+        FILES["PNG"][:33] + chunks + FILES["PNG"][33:],
+        FILES["JPEG"][:-2] + b"\xff\xfe\0\2" * 100_000 + b"\xff\xd9",
+        FILES["JPEG"][:-2] + scan * 1000 + b"\xff\xd9",
+    ):
+        start = time.perf_counter()
+        with pytest.raises(ImageError) as caught:
+            canonical(data)
+        assert time.perf_counter() - start < 2
+        check_error(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"hello", b"BM", b"GIF89a", b"II*\0", b"RIFF\0\0\0\0WEBP", b"\xff\xd8\xff"]
+)
+def test_fragments(data: bytes) -> None:
+    with pytest.raises(ImageFormatError) as caught:
+        canonical(data)
+    check_error(caught.value)
+
+
+def test_whole_structure_around_broken_pixels_is_found_at_put() -> None:
+    """Every checksum is right, the compressed pixels are not."""
+    cut = png_file(8, 8, 8, 2, b"\0" * 20)
+    garbage = png_file(8, 8, 8, 2, b"").replace(
+        png_chunk(b"IDAT", b"x\x9c\x03\0\0\0\0\x01"), png_chunk(b"IDAT", b"garbage")
+    )
+    for data in (cut, garbage):
+        with pytest.raises(ImageFormatError):
+            canonical(data)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> bytes:
+    data = bytearray(FILES[draw(st.sampled_from(sorted(FILES)))])
+    for _ in range(draw(st.integers(1, 4))):
+        # Most of the meaning is in the first bytes.
+        place = draw(st.one_of(st.integers(0, 64), st.integers(0, len(data))))
+        kind = draw(st.sampled_from(["set", "cut", "insert", "repeat"]))
+        length = draw(st.integers(1, 8))
+        if kind == "set":
+            data[place : place + length] = draw(st.binary(min_size=length, max_size=length))
+        elif kind == "cut":
+            del data[place : place + length]
+        elif kind == "insert":
+            data[place:place] = draw(st.binary(min_size=1, max_size=8))
+        else:
+            data[place:place] = data[place : place + 20 * length]
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=300, deadline=None)
+@given(data=mutations())
+def test_mutated_files_are_refused_by_name_or_become_whole_images(data: bytes) -> None:
+    try:
+        image = canonical(data, Limits(max_pixels=1 << 20))
+    except FilmrollError as error:
+        check_error(error)
+    else:
+        assert decode(image.data, max_pixels=1 << 20).shape == (image.height, image.width, 3)
+        assert canonical(image.data) == image

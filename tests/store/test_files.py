@@ -1,0 +1,266 @@
+"""The store in a folder: layout, repeated writes, order of fsyncs, many processes, kills, failing disks."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmroll.errors import ConfigError, ImageDamagedError, StoreError, StoreUnavailableError
+from filmroll.image import ImageRef
+from filmroll.store import FileStore, open_store
+from tests.store.pictures import noise
+
+PROCESSES = multiprocessing.get_context("fork")
+
+
+def objects(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.parent.name != "tmp")
+
+
+def check_whole(root: Path) -> int:
+    """How many objects there are; every one is named by its own digest and lies in its own folder."""
+    found = objects(root)
+    for path in found:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+        assert path.parent == root / path.stem[:2]
+    return len(found)
+
+
+def location(root: Path, ref: ImageRef) -> Path:
+    return root / ref.sha256[:2] / f"{ref.sha256}.png"
+
+
+def test_an_object_lies_where_its_uri_says(tmp_path: Path) -> None:
+    root = tmp_path / "a b" / "100% é"
+    ref = FileStore(root).put(noise(5, 5))
+    assert objects(root) == [location(root, ref)]
+    assert ref.uri == location(root, ref).as_uri()
+    assert ref.uri.isascii()
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_open_store_takes_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "my store"
+    ref = open_store(place).put(noise(5, 5))
+    for url in (str(place), place.as_uri(), "~/my store", "my store", "other/../my store", f"{place}/"):
+        assert open_store(url).read(ref)
+    for url in ("s3://bucket/x", "http://host/x", "file://host/x", "file:x", "", "memory:"):
+        with pytest.raises(ConfigError) as caught:
+            open_store(url)
+        assert str(tmp_path) not in str(caught.value.wire())
+
+
+def test_a_known_image_is_not_written_or_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(tmp_path)
+    ref = store.put(noise(5, 5))
+    data = store.read(ref)
+    monkeypatch.setattr(os, "open", None)
+    assert store.put(data) == ref
+
+
+def test_a_removed_image_is_written_again(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    ref = store.put(noise(5, 5))
+    location(tmp_path, ref).unlink()
+    assert store.read(store.put(noise(5, 5)))
+
+
+@pytest.mark.parametrize("folder", ["", "tmp", "??"])
+def test_a_removed_folder_is_made_again(tmp_path: Path, folder: str) -> None:
+    store = FileStore(tmp_path / "store")
+    ref = store.put(noise(5, 5))
+    shutil.rmtree(next((tmp_path / "store").glob(folder)) if folder else store.root)
+    assert store.put(noise(5, 5)) == ref
+    assert store.read(store.put(noise(5, 5, seed=1)))
+    assert store.read(ref)
+
+
+@pytest.mark.parametrize("damage", ["flip", "short", "long", "empty", "symlink", "fifo"])
+def test_a_damaged_object_is_found_by_readers_and_mended_by_the_next_writer(tmp_path: Path, damage: str) -> None:
+    ref = FileStore(tmp_path).put(noise(5, 5))
+    path = location(tmp_path, ref)
+    good = path.read_bytes()
+    path.unlink()
+    if damage == "symlink":
+        (tmp_path / "elsewhere").write_bytes(good)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif damage == "fifo":
+        os.mkfifo(path)
+    else:
+        flipped = good[:50] + bytes([good[50] ^ 1]) + good[51:]
+        path.write_bytes({"flip": flipped, "short": good[:-1], "long": good + b"x", "empty": b""}[damage])
+
+    with pytest.raises(ImageDamagedError):
+        FileStore(tmp_path).read(ref)
+    assert FileStore(tmp_path).put(noise(5, 5)) == ref
+    assert FileStore(tmp_path).read(ref) == good
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+def test_every_single_changed_byte_is_found(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    ref = store.put(noise(3, 3))
+    path = location(tmp_path, ref)
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
+        with pytest.raises(ImageDamagedError):
+            store.read(ref)
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
+    """The names of what is synced, linked and unlinked, in order."""
+    calls: list[str] = []
+    real_fsync, real_link, real_unlink = os.fsync, os.link, os.unlink
+
+    def name(inode: int) -> str:
+        for path in (root, *root.parents, *root.rglob("*")):
+            if path.exists() and path.stat().st_ino == inode:
+                inside = path != root and root in path.parents
+                if not inside:
+                    return "root" if path == root else "above"
+                return {2: "shard", 3: "tmp"}.get(len(path.name), "file")
+        return "?"
+
+    def fsync(fd: int) -> None:
+        calls.append(f"fsync {name(os.fstat(fd).st_ino)}")
+        real_fsync(fd)
+
+    def link(*args: Any, **kwargs: Any) -> None:
+        calls.append("link")
+        real_link(*args, **kwargs)
+
+    def unlink(*args: Any, **kwargs: Any) -> None:
+        calls.append("unlink")
+        real_unlink(*args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "unlink", unlink)
+    return calls
+
+
+def test_everything_is_on_disk_before_put_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "one" / "two"
+    calls = record_calls(monkeypatch, root)
+    FileStore(root).put(noise(5, 5))
+    above, rest = calls[: calls.index("fsync root")], calls[calls.index("fsync root") :]
+    assert set(above) == {"fsync above"}
+    assert len(above) >= 2  # The names of both new folders.
+    assert rest == ["fsync root", "fsync root", "fsync file", "link", "unlink", "fsync shard"]
+
+
+def test_a_hit_on_another_writers_object_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "store"
+    FileStore(root).put(noise(5, 5))
+    calls = record_calls(monkeypatch, root)
+    second = FileStore(root)
+    second.put(noise(5, 5))
+    assert calls == ["fsync above", "fsync root", "fsync root", "fsync shard"]
+    second.put(noise(5, 5))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_without_hard_links_the_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def no_links(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, "no links")
+
+    monkeypatch.setattr(os, "link", no_links)
+    ref = FileStore(tmp_path).put(noise(5, 5))
+    assert FileStore(tmp_path).read(ref)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "link", "mkdir"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_failing_disk_is_said_without_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, os.strerror(code), str(tmp_path))
+
+    store = FileStore(tmp_path / "store")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.put(noise(5, 5))
+    assert os.strerror(code) in caught.value.wire()["message"]
+    assert str(tmp_path) not in str(caught.value.wire())
+    assert objects(tmp_path) == []
+    assert store.read(store.put(noise(5, 5)))
+
+
+def test_a_short_write_is_never_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:7]))
+    ref = FileStore(tmp_path).put(noise(5, 5))
+    assert FileStore(tmp_path).read(ref)
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data))
+    with pytest.raises(StoreUnavailableError):
+        FileStore(tmp_path).put(noise(5, 5, seed=1))
+    assert check_whole(tmp_path) == 1
+
+
+def test_a_folder_in_place_of_an_object_is_an_error(tmp_path: Path) -> None:
+    ref = FileStore(tmp_path).put(noise(5, 5))
+    location(tmp_path, ref).unlink()
+    location(tmp_path, ref).mkdir()
+    with pytest.raises(StoreError):
+        FileStore(tmp_path).put(noise(5, 5))
+
+
+def _put_all(root: Path, seeds: list[int]) -> None:
+    store = FileStore(root)
+    for seed in seeds:
+        store.read(store.put(noise(40, 40, seed=seed)))
+
+
+def test_processes_that_put_the_same_and_different_images_make_one_object_each(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    seeds = list(range(20))
+    writers = [
+        PROCESSES.Process(target=_put_all, args=(root, [*random.Random(number).sample(seeds, 20), 100 + number]))
+        for number in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert check_whole(root) == 24
+    assert list((root / "tmp").iterdir()) == []
+
+
+def _put_forever(root: Path, first: int) -> None:
+    store = FileStore(root)
+    for seed in range(first, first + 1_000_000):
+        store.put(noise(100, 100, seed=seed))
+
+
+def test_killed_writers_leave_no_torn_or_misnamed_object(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    chance = random.Random(1)
+    for number in range(30):
+        writer = PROCESSES.Process(target=_put_forever, args=(root, number * 1000))
+        writer.start()
+        time.sleep(0.02 + chance.random() * 0.06)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -9
+        check_whole(root)
+    assert check_whole(root) > 30
+    store = FileStore(root)
+    assert store.read(store.put(noise(100, 100, seed=0)))
