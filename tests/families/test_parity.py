@@ -68,6 +68,7 @@ CASES = [
     qwen("qwen3_vl", 16, 65536, 16777216),
     qwen("tiny", 16, 32 * 32, 1024 * 1024),
     qwen("one-area", 14, 50176, 50176),
+    qwen("bounds-beside-multiples", 16, 4 * 32 * 32 + 1, 16 * 32 * 32 - 1),
     qwen("no-least-area", 16, 1, 4 * 32 * 32),
     qwen("large-merge", 8, 3000, 90000, merge=4, temporal=1),
 ]

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from filmroll.errors import ConfigError
 from filmroll.families import load_family
-from filmroll.families.tiny import END, MARKER, MARKUP_TOKENS, SPECIAL_TOKENS, WORDS, build_tiny_model
+from filmroll.families.tiny import END, MARKER, MARKUP_TOKENS, SPECIAL_TOKENS, build_tiny_model
 from filmroll.materialize.feed import count_consumed, load_model, model_inputs
 
 MESSAGES = [
@@ -44,7 +44,7 @@ def tokenizer(tiny: Path) -> Any:
 
 
 def test_special_tokens_and_letters_are_one_token_each(tokenizer: Any) -> None:
-    for token in (*SPECIAL_TOKENS, *MARKUP_TOKENS, *WORDS, *"ABCDEFGHI"):
+    for token in (*SPECIAL_TOKENS, *MARKUP_TOKENS, "system", "user", "assistant", "tool", *"ABCDEFGHI"):
         assert len(tokenizer.encode(token)) == 1, token
         assert tokenizer.decode(tokenizer.encode(token)) == token
     assert len(tokenizer.encode("ABCDEFGHI")) == 9

@@ -49,10 +49,10 @@ def test_read_only_and_strided_pictures_are_taken() -> None:
 
 def test_the_table_ends_where_it_must() -> None:
     half = (0.5, 0.5, 0.5)
-    table = level_table(1 / 255, half, half)
+    table = level_table(1 / 255, (half, half))
     assert table.shape == (3, 256)
     assert table.dtype == np.float32
     assert table[:, 0].tolist() == [-1, -1, -1]
     assert table[:, 255].tolist() == [1, 1, 1]
     np.testing.assert_array_equal(level_table(None)[0], np.arange(256))
-    np.testing.assert_array_equal(level_table(None, (1, 2, 3), half)[:, 10], [18, 16, 14])
+    np.testing.assert_array_equal(level_table(None, ((1, 2, 3), half))[:, 10], [18, 16, 14])

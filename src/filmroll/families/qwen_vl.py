@@ -73,8 +73,7 @@ class QwenVL(Family):
         self.recipe = _recipe(settings)
         self._table = level_table(
             settings.rescale_factor if settings.do_rescale else None,
-            settings.image_mean if settings.do_normalize else None,
-            settings.image_std if settings.do_normalize else None,
+            (settings.image_mean, settings.image_std) if settings.do_normalize else None,
         )
 
     @classmethod

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,20 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-WORDS = ("system", "user", "assistant", "tool")
-"""Words that are one token. Capital letters take part in no merge, so an answer's letters stay single tokens."""
+CORPUS = """\
+system
+user
+assistant
+tool
+you see a picture. each picture is one letter. which letters are these? end with the whole codeword.
+red, green, blue, yellow, purple, cyan, orange, white, black
+this is the page after your last action. what do you do next? click on the button, then type the text and press enter.
+the game is over when the player reaches the door. move up, move down, move left, move right, or wait.
+answer with one word. how many are there? is it the same as before? yes. no. what color is it?
+"""
+"""What the tokenizer learns its merges from. It has no capitals, so the letters of an answer stay single tokens."""
+VOCABULARY = 640
+"""At most so many tokens of text; the corpus gives fewer."""
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2
 MIN_PIXELS, MAX_PIXELS = 32 * 32, 1024 * 1024
@@ -126,7 +137,7 @@ def _holds(folder: Path, seed: int) -> bool:
 
 
 def _marker(seed: int) -> str:
-    spec = {"text": TEXT, "vision": VISION, "pixels": [MIN_PIXELS, MAX_PIXELS], "words": WORDS}
+    spec = {"text": TEXT, "vision": VISION, "pixels": [MIN_PIXELS, MAX_PIXELS], "corpus": CORPUS}
     return json.dumps({"seed": seed, **spec}, indent=1, sort_keys=True) + "\n"
 
 
@@ -147,15 +158,16 @@ def _settle(path: Path) -> None:
 
 
 def _tokenizer() -> Any:
-    """Byte-level BPE: every byte is a token, the words of the chat format are merged, nothing else is."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    """Byte-level BPE: every byte is a token, and so is every word of the corpus."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    merges = [pair for word in WORDS for pair in _merges(word)]
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *dict.fromkeys(left + right for left, right in merges)]
-    bpe = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges))
+    bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([CORPUS], trainer)
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKUP_TOKENS])
     return PreTrainedTokenizerFast(
@@ -169,15 +181,12 @@ def _tokenizer() -> Any:
     )
 
 
-def _merges(word: str) -> list[tuple[str, str]]:
-    """The merges that build a word letter by letter from its left."""
-    return [(left, whole[-1]) for left, whole in pairwise(accumulate(word))]
-
-
 def _write_model(folder: Path, seed: int, vocabulary: int, ids: dict[str, int]) -> None:
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     ends = {"eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     config = Qwen3VLConfig(
         text_config={**TEXT, **ends, "vocab_size": vocabulary},

@@ -15,6 +15,7 @@ from PIL import Image
 
 Rgb = npt.NDArray[np.uint8]
 Table = npt.NDArray[np.float32]
+Channels = tuple[float, float, float]
 
 CHANNELS = 3
 LEVELS = 256
@@ -27,10 +28,8 @@ def resize(rgb: Rgb, height: int, width: int, resample: int) -> Rgb:
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling(resample)))
 
 
-def level_table(
-    rescale: float | None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Table:
-    """[C, 256]: the float that each 8 bit level of each channel becomes.
+def level_table(rescale: float | None, normalize: tuple[Channels, Channels] | None = None) -> Table:
+    """[C, 256]: the float that each 8 bit level of each channel becomes; `normalize` is (mean, deviation).
 
     Step by step the arithmetic of the processors that work with Pillow: scaled in double precision,
     rounded to single, then normalized in single. Hence the values are theirs to the last bit.
@@ -38,9 +37,11 @@ def level_table(
     levels = np.arange(LEVELS, dtype=np.float64)
     scaled = (levels if rescale is None else levels * rescale).astype(np.float32)
     table = np.repeat(scaled[None], CHANNELS, axis=0)
-    if mean is None or std is None:
+    if normalize is None:
         return table
-    return (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    mean, std = (np.array(channels, np.float32)[:, None] for channels in normalize)
+    normalized: Table = (table - mean) / std
+    return normalized
 
 
 def patchify(rgb: Rgb, table: Table, out: npt.NDArray[np.float32], *, patch: int, merge: int, temporal: int) -> None:
