@@ -1,0 +1,203 @@
+"""A run's curves. Each plot is one figure, or nothing where the run has no such numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from filmroll.view import svg, words
+from filmroll.view.records import Row, RunRecord
+from filmroll.view.series import WINDOW, Floats, column, number, thin, trailing_mean
+
+POINTS = 400
+"""Points drawn of one curve; in longer runs neighbours are drawn as one."""
+BARS = 80
+PROCESSES = 7
+"""Processes drawn by name; the smaller ones together are drawn as one."""
+_COLORS = ("reward", "partial", "violet", "blue", "rose", "green", "sand")
+
+Curve = tuple[str, tuple[str, ...], str, Callable[[Floats], Any]]
+"""Its name, the path of its number, its colour, and how neighbours become one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A drawing, and what the page says above it: a title and a name for each colour."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Canvas:
+    """Axes being filled, and the legend that grows with them."""
+
+    def __init__(self, width: float, height: float, along: str = "step") -> None:
+        self.axis = svg.axes(width, height, along)
+        self.legend: list[tuple[str, str]] = []
+
+    def curve(self, x: Floats, y: Floats, label: str, color: str, how: Any = np.mean, width: float = 1.7) -> None:
+        """A curve of what is there; a single point as a dot."""
+        x, y = thin(x, y, POINTS, how)
+        if len(x):
+            self.axis.plot(x, y, color=svg.ink(color), linewidth=width, marker="o" if len(x) == 1 else "")
+            self.legend.append((label, color))
+
+    def running_mean(self, rows: Sequence[Row], key: str, label: str, color: str, width: float, *, dots: bool) -> None:
+        steps, y = column(rows, "step"), column(rows, key)
+        steps, y = steps[np.isfinite(y)], y[np.isfinite(y)]
+        if dots:
+            x, dot = thin(steps, y, POINTS)
+            self.axis.plot(x, dot, "o", color=svg.ink(color), markersize=3.8, alpha=0.4, markeredgewidth=0)
+        self.curve(steps, trailing_mean(y), label, color, width=width)
+
+    def labels(self, words_of: Callable[[float], str]) -> None:
+        self.axis.yaxis.set_major_formatter(lambda value, _: words_of(value))
+
+    def decades(self) -> None:
+        """A logarithmic axis over whole powers of ten."""
+        low, high = self.axis.dataLim.intervaly
+        floor, ceiling = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        self.axis.set_yscale("log")
+        self.axis.set_ylim(10.0**floor, 10.0 ** max(ceiling, floor + 1))
+        self.axis.minorticks_off()
+
+    def plot(self, name: str, title: str) -> Plot | None:
+        if not self.legend:
+            return None
+        return Plot(title, svg.render(self.axis, name, title), self.legend if len(self.legend) > 1 else [])
+
+
+def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: bool = False) -> Plot | None:
+    """Reward per step and its running mean, partial match, the control run, and chance."""
+    if not np.isfinite(column(run.rl, "reward")).any():
+        return None
+    canvas = _Canvas(6.0, 4.4) if narrow else _Canvas(16.0, 5.2)
+    canvas.running_mean(run.rl, "reward", f"reward, mean of {WINDOW} steps", "reward", 2.8, dots=True)
+    canvas.running_mean(run.rl, "partial", "partial match", "partial", 1.5, dots=False)
+    if control is not None:
+        canvas.running_mean(control.rl, "reward", "control run", "control", 2.0, dots=True)
+    if math.isfinite(chance):
+        canvas.axis.axhline(chance, color=svg.ink("rose"), linewidth=1.2, linestyle=(0, (2, 3)))
+        canvas.legend.append(("chance", "rose"))
+    for step in _resumes(run):
+        canvas.axis.axvline(step, color=svg.ink("faint"), linewidth=0.9, linestyle=(0, (1, 2)))
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        canvas.axis.annotate("resumed", (step, 1.0), color=svg.ink("faint"), fontsize=9, **place)
+    low, high = canvas.axis.get_ylim()
+    canvas.axis.set_ylim(min(low, -0.03), max(high, 1.05))
+    return canvas.plot("reward-narrow" if narrow else "reward", "Mean reward of each step")
+
+
+def multiples(run: RunRecord) -> list[Plot]:
+    """Small plots of how training goes, those that the run has numbers for."""
+    mean, most = np.mean, np.max
+    gaps: list[Curve] = [
+        ("largest", ("logprob_gap_max",), "rose", most),
+        ("mean", ("logprob_gap_mean",), "reward", mean),
+    ]
+    ratios: list[Curve] = [("largest", ("ratio_max",), "rose", most), ("mean", ("ratio_mean",), "reward", mean)]
+    plots = (
+        _lines("warmup-loss", "Warm-up loss", run.warmup, [("loss", ("loss",), "blue", mean)]),
+        _lines("loss", "Policy loss", run.rl, [("loss", ("loss",), "blue", mean)]),
+        _lines("entropy", "Entropy of sampled tokens", run.rl, [("entropy", ("entropy",), "violet", mean)]),
+        _lines("gap", "Log-probability gap", run.rl, gaps, log=words.power),
+        _lines("ratio", "Importance ratio", run.rl, ratios),
+        _lines("grad", "Gradient norm", run.rl, [("norm", ("grad_norm",), "green", most)]),
+        _lines("clip", "Share of tokens clipped", run.rl, [("clipped", ("clip_fraction",), "partial", mean)]),
+        _lines("spread", "Spread of rewards in a step", run.rl, [("spread", ("reward_std",), "reward", mean)]),
+        _lines("speed", "Images per second", run.rl, [("speed", ("images_per_second",), "sand", mean)]),
+    )
+    return [plot for plot in plots if plot is not None]
+
+
+def wire(run: RunRecord) -> Plot | None:
+    """Bytes that crossed between processes in each step, and what pixels would have cost."""
+    curves: list[Curve] = [
+        ("as float32 pixels", ("pixel_bytes",), "bad", np.mean),
+        ("requests to the engine", ("request_bytes",), "reward", np.mean),
+        ("samples to the trainer", ("sample_bytes",), "blue", np.mean),
+        ("image files", ("image_bytes",), "partial", np.mean),
+    ]
+    return _lines("wire", "Bytes in a step, logarithmic", run.rl, curves, log=words.round_size, width=6.8, height=3.5)
+
+
+def seconds(run: RunRecord) -> Plot | None:
+    """What a step's time goes into."""
+    rows = [row for row in run.rl if isinstance(row.get("seconds"), dict)]
+    if not rows:
+        return None
+    canvas = _Canvas(6.8, 3.5)
+    steps = column(rows, "step")
+    base: Any = 0.0
+    for name, color in (("rollout", "reward"), ("train", "violet"), ("weights", "partial")):
+        x, y = thin(steps, np.nan_to_num(column(rows, "seconds", name)), BARS)
+        canvas.axis.bar(x, y, 0.86 * _pitch(x), base, color=svg.ink(color))
+        canvas.legend.append((name, color))
+        base = base + y
+    canvas.curve(steps, column(rows, "seconds", "total"), "the whole step", "ink")
+    canvas.axis.set_ylim(bottom=0)
+    return canvas.plot("seconds", "Seconds in a step")
+
+
+def memory(run: RunRecord, *, narrow: bool = False) -> Plot | None:
+    """Resident memory of every process, by minutes since the first step."""
+    rows = [row for row in run.rows if isinstance(row.get("memory"), dict) and math.isfinite(number(row, "time"))]
+    peaks: dict[str, float] = {}
+    for row in rows:
+        for name in row["memory"]:
+            peaks[name] = max(peaks.get(name, 0.0), float(np.nan_to_num(number(row, "memory", name))))
+    if not peaks:
+        return None
+    canvas = _Canvas(6.0, 3.4, "minutes") if narrow else _Canvas(16.0, 4.0, "minutes")
+    minutes = (column(rows, "time") - number(rows[0], "time")) / 60
+    names = sorted(peaks, key=lambda name: -peaks[name])
+    for name, color in zip(names, _COLORS, strict=False):
+        canvas.curve(minutes, column(rows, "memory", name), name, color, np.max)
+    rest = names[PROCESSES:]
+    if rest:
+        sums = np.nansum([column(rows, "memory", name) for name in rest], axis=0)
+        canvas.curve(minutes, sums, f"{len(rest)} others together", "faint", np.max)
+    canvas.axis.set_ylim(bottom=0)
+    canvas.labels(words.round_size)
+    return canvas.plot("memory-narrow" if narrow else "memory", "Resident memory of each process")
+
+
+def _lines(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    curves: Sequence[Curve],
+    *,
+    log: Callable[[float], str] | None = None,
+    width: float = 6.0,
+    height: float = 2.7,
+) -> Plot | None:
+    """Curves over steps; `log` makes the axis logarithmic and words its powers of ten."""
+    canvas = _Canvas(width, height)
+    steps = column(rows, "step")
+    for label, path, color, how in curves:
+        y = column(rows, *path)
+        canvas.curve(steps, y if log is None else np.where(y > 0, y, np.nan), label, color, how)
+    if log is not None and canvas.legend:
+        canvas.decades()
+        canvas.labels(log)
+    return canvas.plot(name, title)
+
+
+def _pitch(x: Floats) -> float:
+    """How far apart bars stand."""
+    return float(np.max(np.diff(x))) if len(x) > 1 else 1.0
+
+
+def _resumes(run: RunRecord) -> list[float]:
+    """The steps at which the run was taken up again, the latest few."""
+    found = [
+        number(row, key) for row in run.events if row.get("kind") in ("resumed", "restored") for key in ("step", "rl")
+    ]
+    return sorted({step for step in found if math.isfinite(step) and step > 0})[-8:]

@@ -1,0 +1,214 @@
+"""What the page says in words and numbers, worked out from a run's record."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from filmroll.view.records import Row, RunRecord
+from filmroll.view.series import column, last_mean, number, total
+
+RUNNING_SECONDS = 600.0
+"""A run without an end that has written nothing for so long is taken to be stopped."""
+_ENDS = {"finished", "failed"}
+_COUNTS = ("referenced", "verified", "decoded", "consumed")
+_SECRET = re.compile(r"secret|password|passwd|credential|api_?key|access_?key|auth", re.IGNORECASE)
+_TELLING = ("model", "seed", "environment.", "warmup.", "rl.", "steps", "engine.kind", "sampling.temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    reward: float
+    over: int
+    control: float
+    chance: float
+    warmup_steps: int
+    rl_steps: int
+    seconds: float
+    status: str
+    status_detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptLine:
+    """The receipts of one process over one phase; `first` is the first step whose counts differ."""
+
+    phase: str
+    who: str
+    sums: dict[str, float]
+    steps: int
+    without: int
+    differing: int
+    first: tuple[int, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Bytes over the whole run, and what pixels would have weighed in the same places."""
+
+    requests: float
+    samples: float
+    images: float
+    pixels: float
+    placements: float
+    files: float
+    images_per_second: float
+
+    @property
+    def ratio(self) -> float:
+        sent = self.requests + self.samples + self.images
+        return self.pixels / sent if sent and self.pixels else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    at: float
+    kind: str
+    fields: list[tuple[str, str]] = field(default_factory=list)
+
+
+def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
+    reward, over = last_mean(run.rl, "reward")
+    times = _times(run)
+    status, detail = _status(run, now, times)
+    return Headline(
+        reward=reward,
+        over=over,
+        control=last_mean(control.rl, "reward")[0] if control else math.nan,
+        chance=_chance(run),
+        warmup_steps=len(run.warmup),
+        rl_steps=len(run.rl),
+        seconds=max(times) - min(times) if times else math.nan,
+        status=status,
+        status_detail=detail,
+    )
+
+
+def receipts(run: RunRecord) -> list[ReceiptLine]:
+    """A line for every phase and process that wrote at least one receipt."""
+    phases = (("warm-up", run.warmup), ("reinforcement learning", run.rl))
+    lines = [_receipt_line(phase, who, rows) for phase, rows in phases for who in ("engine", "trainer")]
+    return [line for line in lines if line.steps]
+
+
+def wire(run: RunRecord) -> Wire:
+    rows = run.rows
+    return Wire(
+        requests=total(rows, "request_bytes"),
+        samples=total(rows, "sample_bytes"),
+        images=total(rows, "image_bytes"),
+        pixels=total([row for row in rows if _sent(row) > 0], "pixel_bytes"),
+        placements=total(rows, "images"),
+        files=total(rows, "images_new"),
+        images_per_second=last_mean(run.rl, "images_per_second")[0],
+    )
+
+
+def events(run: RunRecord) -> list[Event]:
+    """Every event, with seconds since the first sign of the run."""
+    times = _times(run)
+    start = min(times) if times else math.nan
+    return [
+        Event(
+            number(row, "time") - start,
+            str(row.get("kind", "?")),
+            [(key, _short(value)) for key, value in row.items() if key not in ("time", "kind")],
+        )
+        for row in run.events
+    ]
+
+
+def settings(config: Row, limit: int = 24) -> list[tuple[str, str]]:
+    """The fields that tell one run from another, as dotted names and values."""
+    return [(name, _short(value)) for name, value in _flat(config) if name.startswith(_TELLING)][:limit]
+
+
+def whole(config: Row) -> str:
+    """All of the configuration as JSON, without the values of keys and passwords."""
+    return json.dumps(_open(config), indent=2, ensure_ascii=False, default=str)
+
+
+def broken(run: RunRecord) -> list[str]:
+    """Steps whose loss or reward is not a number: a plot would only show a gap."""
+    said = []
+    for phase, rows, keys in (("warm-up", run.warmup, ("loss",)), ("rl", run.rl, ("loss", "reward"))):
+        for key in keys:
+            steps = [row["step"] for row in rows if key in row and not math.isfinite(number(row, key))]
+            if steps:
+                said.append(f"{len(steps)} {phase} step(s) have a {key} that is no number, first step {steps[0]}.")
+    return said
+
+
+def _times(run: RunRecord) -> list[float]:
+    times = column([*run.events, *run.rows], "time")
+    return [value for value in times.tolist() if math.isfinite(value)]
+
+
+def _status(run: RunRecord, now: float, times: list[float]) -> tuple[str, str]:
+    kinds = [str(row.get("kind")) for row in run.events]
+    if kinds and kinds[-1] in _ENDS:
+        last = run.events[-1]
+        told = next((_short(last[key], 400) for key in ("error", "problem", "message", "reason") if key in last), "")
+        return kinds[-1], told
+    if not times:
+        return "not started", "nothing is written yet"
+    if now - max(times) <= RUNNING_SECONDS:
+        return "running", "its last record is less than ten minutes older than this page"
+    return "stopped", "no end was written, and nothing was for ten minutes"
+
+
+def _chance(run: RunRecord) -> float:
+    """The reward of guessing, where the run says it: in an event, or beside the environment."""
+    found = [number(row, "chance") for row in run.events] + [number(run.config, "environment", "chance")]
+    return next((value for value in found if math.isfinite(value)), math.nan)
+
+
+def _receipt_line(phase: str, who: str, rows: Sequence[Row]) -> ReceiptLine:
+    key = f"{who}_receipt"
+    counted = [row for row in rows if isinstance(row.get(key), dict)]
+    wrong = [row for row in counted if not _agree([number(row, key, name) for name in _COUNTS])]
+    first = None
+    if wrong:
+        counts = (number(wrong[0], key, name) for name in _COUNTS)
+        first = wrong[0]["step"], " / ".join("?" if math.isnan(value) else f"{value:.0f}" for value in counts)
+    return ReceiptLine(
+        phase=phase,
+        who=who,
+        sums={name: total(counted, key, name) for name in _COUNTS},
+        steps=len(counted),
+        without=len(rows) - len(counted),
+        differing=len(wrong),
+        first=first,
+    )
+
+
+def _agree(counts: list[float]) -> bool:
+    return math.isfinite(counts[0]) and all(value == counts[0] for value in counts)
+
+
+def _sent(row: Row) -> float:
+    parts = (number(row, key) for key in ("request_bytes", "sample_bytes", "image_bytes"))
+    return sum(value for value in parts if math.isfinite(value))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, "(not shown)" if _SECRET.search(name) else value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{name}.{key}" if name else str(key))
+
+
+def _open(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _open(inner, str(key)) for key, inner in value.items()}
+    return "(not shown)" if _SECRET.search(name) and value else value
+
+
+def _short(value: Any, limit: int = 160) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

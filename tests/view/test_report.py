@@ -1,0 +1,209 @@
+"""The page says what the run's folder holds, and stands by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from filmroll.errors import RunError
+from filmroll.view.report import write_report
+from tests.view.page import Page
+from tests.view.runs import START, RunWriter, receipt, rl_row, warmup_row
+
+
+def page_of(run: RunWriter, control: RunWriter | None = None) -> Page:
+    return Page(write_report(run.path, control=control.path if control else None))
+
+
+def test_the_headline_is_the_mean_reward_of_the_last_ten_steps(finished: RunWriter) -> None:
+    page = page_of(finished)
+    assert page.text("#final-reward") == "0.90"
+    header = page.text("leader")
+    assert "codeword finished" in header
+    assert "mean reward, last 10 steps" in header
+    assert "steps 30 after 5 of warm-up" in header
+    assert "wall time 3 min 21 s" in header
+
+
+def test_the_page_is_written_into_the_run_and_nothing_else_is(finished: RunWriter) -> None:
+    before = set(finished.path.rglob("*"))
+    path = write_report(finished.path)
+    assert path == finished.path / "report.html"
+    assert set(finished.path.rglob("*")) - before == {path}
+
+
+def test_writing_again_gives_the_same_page(finished: RunWriter) -> None:
+    first, second = (re.sub(r"▸ [\d :-]+", "", page_of(finished).source) for _ in range(2))
+    assert first == second
+
+
+def test_nothing_outside_the_page_is_referred_to(finished: RunWriter) -> None:
+    page = page_of(finished)
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            assert urlsplit(attributes.get(name, "#")).scheme in ("", "data")
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert all(target.startswith(("#", "data:")) for target in re.findall(r"url\([\"']?([^\"')]*)", page.source))
+    assert "@import" not in page.source
+    assert not {"script", "iframe", "object", "embed", "link", "base"} & {tag for tag, _ in page.tags}
+
+
+def test_a_control_run_and_chance_are_shown_beside_the_reward(finished: RunWriter, tmp_path: Path) -> None:
+    (tmp_path / "blank").mkdir()
+    control = RunWriter(tmp_path / "blank")
+    control.metrics([rl_row(step, 0.02) for step in range(30)])
+    finished.events({"time": START, "kind": "note", "chance": 0.0002}, {"time": START + 200, "kind": "finished"})
+    page = page_of(finished, control)
+    assert "control run 0.02 blank" in page.text("leader")
+    assert "by chance 0.0002" in page.text("leader")
+    assert "control run" in page.text("figcaption")
+
+
+def test_bytes_on_the_wire_against_pixels(run: RunWriter) -> None:
+    sizes = {"request_bytes": 600_000, "sample_bytes": 300_000, "image_bytes": 100_000, "pixel_bytes": 50_000_000}
+    run.metrics([rl_row(step, 0.5, **sizes) for step in range(4)])
+    page = page_of(run)
+    assert page.text("#ratio") == "50 times less"
+    assert "came to 4.00 MB" in page.text("#wire")
+    assert "200 MB" in page.text("#wire")
+
+
+def test_receipts_that_agree(finished: RunWriter) -> None:
+    page = page_of(finished)
+    table = page.text("#receipts")
+    assert "warm-up trainer 480 480 480 480 5 all equal" in table
+    assert "reinforcement learning engine 11,520 11,520 11,520 11,520 30 all equal" in table
+    assert page.text("bad") == ""
+
+
+def test_receipts_that_differ_name_the_first_step(run: RunWriter) -> None:
+    rows = [rl_row(step, 0.5) for step in range(9)]
+    rows[4]["trainer_receipt"] = receipt(192, consumed=191)
+    rows[7]["trainer_receipt"] = receipt(192, consumed=0)
+    run.metrics(rows)
+    page = page_of(run)
+    assert page.text("bad") == "differs in 2 steps, first in step 4: 192 / 192 / 192 / 191"
+    assert "receipts differ" in page.text("leader").replace("differ receipts", "receipts differ")
+
+
+def test_a_step_without_its_receipt_is_not_called_equal(run: RunWriter) -> None:
+    rows = [rl_row(step, 0.5) for step in range(5)]
+    del rows[2]["engine_receipt"]
+    rows[3]["trainer_receipt"] = {}
+    run.metrics(rows)
+    page = page_of(run)
+    assert "all equal, but 1 step without a receipt" in page.text("#receipts")
+    assert "differs in 1 step, first in step 3: ? / ? / ? / ?" in page.text("#receipts")
+
+
+def test_after_a_resume_the_later_rows_count(run: RunWriter) -> None:
+    run.metrics([rl_row(step, 0.1) for step in range(20)])
+    run.metrics([rl_row(step, 0.7) for step in range(8, 18)])
+    page = page_of(run)
+    assert page.text("#final-reward") == "0.70"
+    assert "steps 18" in page.text("leader")
+    assert "12 row(s) from before a resume were superseded" in page.text("notes")
+
+
+def test_a_torn_last_line_is_passed_over_and_said(finished: RunWriter) -> None:
+    for name in ("metrics.jsonl", "events.jsonl", "rollouts/step_000029.jsonl"):
+        with (finished.path / name).open("a") as file:
+            file.write('{"phase": "rl", "step": 30, "rew')
+    page = page_of(finished)
+    assert page.text("#final-reward") == "0.90"
+    for name in ("metrics", "events", "step_000029"):
+        assert f"{name}.jsonl: the last line is torn" in page.text("notes")
+
+
+def test_unreadable_lines_in_between_are_counted(run: RunWriter) -> None:
+    run.metrics([rl_row(0, 0.2)])
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n[1, 2]\n" + b"[" * 100_000 + b'\n{"no": "step"}\n')
+    run.metrics([rl_row(1, 0.4)])
+    page = page_of(run)
+    assert "3 unreadable line(s) passed over, the first is line 2" in page.text("notes")
+    assert "1 row(s) without a known phase and step passed over" in page.text("notes")
+    assert page.text("#final-reward") == "0.30"
+
+
+def test_an_empty_folder_gives_a_page(run: RunWriter) -> None:
+    page = page_of(run)
+    assert "not started" in page.text("leader")
+    assert "no step yet" in page.text("leader")
+    assert "No rollout has been written." in page.text("#rollouts")
+    assert "config.json is missing" in page.text("notes")
+
+
+@pytest.mark.parametrize("rows", [[warmup_row(0)], [rl_row(0, 0.25)], [{"phase": "rl", "step": 0}]])
+def test_a_single_step_gives_a_page(run: RunWriter, rows: list[dict[str, object]]) -> None:
+    run.metrics(rows)
+    assert page_of(run).text("h1") == "codeword"
+
+
+def test_strange_values_do_not_break_the_page(run: RunWriter) -> None:
+    strange = [None, "high", True, float("nan"), float("inf"), 10**400, 1e308, -1, [], {}, {"referenced": "x"}]
+    keys = list(rl_row(0, 0.0))[2:]
+    run.metrics([{"phase": "rl", "step": step, **dict.fromkeys(keys, value)} for step, value in enumerate(strange)])
+    run.events({"kind": "finished", "time": "never"}, {"time": None})
+    page = page_of(run)
+    assert "loss that is no number" in page.text("notes")
+
+
+@pytest.mark.parametrize(
+    ("last", "age", "status"),
+    [
+        ("finished", 9e6, "finished"),
+        ("failed", 9e6, "failed"),
+        ("checkpoint", 60, "running"),
+        ("phase", 9e4, "stopped"),
+    ],
+)
+def test_the_status(run: RunWriter, last: str, age: float, status: str) -> None:
+    at = time.time() - age
+    run.events({"time": at - 5, "kind": "started"}, {"time": at, "kind": last, "error": "EngineError: gone"})
+    page = page_of(run)
+    assert page.text("status") == status
+    assert ("EngineError: gone" in page.text("detail")) == (status in ("finished", "failed"))
+
+
+def test_a_long_run_stays_small(run: RunWriter) -> None:
+    run.metrics([rl_row(step, 0.5) for step in range(5000)])
+    assert write_report(run.path).stat().st_size < 600_000
+
+
+def test_keys_and_passwords_are_not_shown(run: RunWriter) -> None:
+    run.config(model="m", engine={"kind": "remote", "api_key": "sesame", "s3": {"secret_access_key": "sesame"}})
+    page = page_of(run)
+    assert "sesame" not in page.source
+    assert "(not shown)" in page.text("pre")
+    assert json.loads(page.text("pre"))["model"] == "m"
+
+
+def test_many_processes_are_summed_beyond_the_largest(run: RunWriter) -> None:
+    memory = {f"worker-{place}": 1e8 + place for place in range(40)}
+    run.metrics([rl_row(step, 0.5, memory=memory) for step in range(3)])
+    page = page_of(run)
+    assert "33 others together" in page.text("#memory")
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, finished: RunWriter) -> None:
+    with pytest.raises(RunError, match="is not a folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="is not a folder"):
+        write_report(finished.path, control=tmp_path / "nowhere")
+
+
+def test_a_report_needs_no_torch_and_no_pyplot() -> None:
+    code = (
+        "import sys, filmroll.view.report\n"
+        "print([name for name in ('torch', 'transformers', 'matplotlib.pyplot') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
