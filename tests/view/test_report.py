@@ -90,17 +90,22 @@ def test_receipts_that_differ_name_the_first_step(run: RunWriter) -> None:
     run.metrics(rows)
     page = page_of(run)
     assert page.text("bad") == "differs in 2 steps, first in step 4: 192 / 192 / 192 / 191"
-    assert "receipts differ" in page.text("leader").replace("differ receipts", "receipts differ")
+    assert page.text("alarm") == "receipts differ"
 
 
 def test_a_step_without_its_receipt_is_not_called_equal(run: RunWriter) -> None:
     rows = [rl_row(step, 0.5) for step in range(5)]
     del rows[2]["engine_receipt"]
-    rows[3]["trainer_receipt"] = {}
     run.metrics(rows)
     page = page_of(run)
     assert "all equal, but 1 step without a receipt" in page.text("#receipts")
-    assert "differs in 1 step, first in step 3: ? / ? / ? / ?" in page.text("#receipts")
+    assert page.text("alarm") == "receipts incomplete"
+
+
+def test_an_empty_receipt_differs(run: RunWriter) -> None:
+    run.metrics([rl_row(0, 0.5), rl_row(1, 0.5, trainer_receipt={})])
+    page = page_of(run)
+    assert "differs in 1 step, first in step 1: ? / ? / ? / ?" in page.text("#receipts")
 
 
 def test_after_a_resume_the_later_rows_count(run: RunWriter) -> None:
