@@ -101,13 +101,16 @@ def test_rows_in_flight_finish_on_the_weights_they_began_with(
     desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
 ) -> None:
     write_weights(changed(desk).state_dict(), weights_dir, 9)
-    early = desk.request([desk.picture(1)], max_tokens=80)
+    early = desk.request([desk.picture(1)], max_tokens=400)
     late = desk.request([desk.picture(2)], max_tokens=3)
 
     async def update_meanwhile() -> tuple[GenerateAnswer, GenerateAnswer]:
         first = asyncio.create_task(engine.generate(early))
         await asyncio.sleep(0.1)
-        await engine.update_weights(9)
+        update = asyncio.create_task(engine.update_weights(9))
+        await asyncio.sleep(0.1)
+        assert not first.done(), "too fast to show anything"
+        await update
         assert first.done()
         return await first, await engine.generate(late)
 

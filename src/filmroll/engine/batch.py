@@ -6,7 +6,6 @@ H = key-value heads, D = head size, V = vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ def prompt_positions(model: Any, family: Family, tokens: Sequence[int], images: 
     rule = getattr(model.model, "get_rope_index", None)
     if rule is None:
         return torch.arange(len(tokens))[None]
-    grids = {name: array for name, array in images.arrays.items() if name in inspect.signature(rule).parameters}
+    grids = {name: array for name, array in images.arrays.items() if name.endswith("grid_thw")}
     inputs = model_inputs(family, [tokens], grids, pad="left")
     positions: torch.Tensor = rule(**inputs)[0][:, 0]
     return positions

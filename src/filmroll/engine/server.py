@@ -1,31 +1,28 @@
-"""The embedded engine over HTTP: the routes, the limits of a body, and errors a client can read.
+"""The embedded engine over HTTP: its routes, and the process that serves them.
 
-Whatever is sent, the answer is structured and the server goes on. Errors carry no paths, no
-addresses and no tracebacks; those are in the log.
+Whatever is sent, the answer is structured and the server goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import logging
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from filmroll.errors import FilmrollError, RequestError
+from filmroll.engine.http import answering, http_error, read_body, while_connected
+from filmroll.errors import RequestError
 from filmroll.wire.generate import encode, read_request
 
 if TYPE_CHECKING:
@@ -33,19 +30,10 @@ if TYPE_CHECKING:
 
     from filmroll.engine.embedded import EmbeddedEngine
 
-log = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = 8 * 2**20
-"""About 600,000 token ids, or 10,000 references."""
-MAX_DROPPED_BYTES = 64 * 2**20
-CLIENT_CLOSED = 499
 KEEP_ALIVE_S = 120
 """Longer than a training step: a client that comes back finds its connections open."""
 GRACE_S = 10
 """How long requests under way may still take when the server is told to stop."""
-
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-Result = TypeVar("Result")
 
 
 class EngineLimits(TypedDict, total=False):
@@ -79,7 +67,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
     """The application that serves an engine; who starts the engine also closes it."""
 
     async def generate(request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         wanted = read_request(body)
         if _read_parts.decode(body).content_parts != _NULL:
             raise RequestError(
@@ -87,12 +75,12 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
                 remedy="Send expanded token_ids and the mmraw: references in features.kwargs_data",
                 field="content_parts",
             )
-        answer = await _while_connected(request, engine.generate(wanted))
+        answer = await while_connected(request, engine.generate(wanted))
         return Response(encode(answer), media_type="application/json")
 
     async def update_weights(request: Request) -> Response:
         try:
-            wanted = _read_update.decode(await _body(request))
+            wanted = _read_update.decode(await read_body(request))
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RequestError(f"the update cannot be read: {error}", field="version") from None
         return JSONResponse({"version": await engine.update_weights(wanted.version)})
@@ -110,14 +98,14 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
         return PlainTextResponse(_metrics(engine), media_type="text/plain; version=0.0.4")
 
     routes = [
-        Route("/inference/v1/generate", _answering(generate), methods=["POST"]),
-        Route("/inference/v1/update_weights", _answering(update_weights), methods=["POST"]),
-        Route("/inference/v1/weight_info", _answering(weight_info)),
-        Route("/v1/models", _answering(models)),
-        Route("/health", _answering(health)),
-        Route("/metrics", _answering(metrics)),
+        Route("/inference/v1/generate", answering(generate), methods=["POST"]),
+        Route("/inference/v1/update_weights", answering(update_weights), methods=["POST"]),
+        Route("/inference/v1/weight_info", answering(weight_info)),
+        Route("/v1/models", answering(models)),
+        Route("/health", answering(health)),
+        Route("/metrics", answering(metrics)),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    return Starlette(routes=routes, exception_handlers={HTTPException: http_error})
 
 
 def serve(
@@ -183,74 +171,6 @@ class _Server(uvicorn.Server):
 def _authority(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _answering(endpoint: Endpoint) -> Endpoint:
-    """The same endpoint, whose errors are answers."""
-
-    @functools.wraps(endpoint)
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except FilmrollError as error:
-            if error.status >= 500:
-                log.warning("%s failed: %s", request.url.path, error)
-            return _error(error)
-        except HTTPException:
-            raise
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED)
-        except Exception:
-            log.exception("%s failed in a way nobody foresaw", request.url.path)
-            return _error(FilmrollError("the engine failed on this request; its log says why"))
-
-    return answer
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    """No such route, no such method, too large a body: the status is HTTP's, the form is ours."""
-    if not isinstance(error, HTTPException):
-        raise error
-    wire = RequestError(error.detail).wire() | {"code": error.status_code}
-    return JSONResponse({"error": wire}, error.status_code, error.headers)
-
-
-def _error(error: FilmrollError) -> Response:
-    return JSONResponse({"error": error.wire()}, error.status)
-
-
-async def _body(request: Request) -> bytes:
-    """The body; one that is too large is read on and dropped, for a client that still sends sees no answer."""
-    parts = bytearray()
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= MAX_BODY_BYTES:
-            parts += part
-        elif size > MAX_DROPPED_BYTES:
-            break
-    if size > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-    return bytes(parts)
-
-
-async def _while_connected(request: Request, work: Awaitable[Result]) -> Result:
-    """Await `work`; if the client goes away before, cancel it and raise ClientDisconnect."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _models(engine: EmbeddedEngine) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""What every route shares: bodies of bounded size, errors as answers, clients that may leave.
+
+Errors carry no paths, no addresses and no tracebacks; those are in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from filmroll.errors import FilmrollError, RequestError
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 8 * 2**20
+"""About 600,000 token ids, or 10,000 references."""
+MAX_DROPPED_BYTES = 64 * 2**20
+CLIENT_CLOSED = 499
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Result = TypeVar("Result")
+
+
+def answering(endpoint: Endpoint) -> Endpoint:
+    """The same endpoint, whose errors are answers."""
+
+    @functools.wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except FilmrollError as error:
+            if error.status >= 500:
+                log.warning("%s failed: %s", request.url.path, error)
+            return _error(error)
+        except HTTPException:
+            raise
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        except Exception:
+            log.exception("%s failed in a way nobody foresaw", request.url.path)
+            return _error(FilmrollError("the engine failed on this request; its log says why"))
+
+    return answer
+
+
+async def http_error(_request: Request, error: Exception) -> Response:
+    """No such route, no such method, too large a body: the status is HTTP's, the form is ours."""
+    if not isinstance(error, HTTPException):
+        raise error
+    wire = RequestError(error.detail).wire() | {"code": error.status_code}
+    return JSONResponse({"error": wire}, error.status_code, error.headers)
+
+
+def _error(error: FilmrollError) -> Response:
+    return JSONResponse({"error": error.wire()}, error.status)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body; one that is too large is read on and dropped, for a client that still sends sees no answer."""
+    parts = bytearray()
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            parts += part
+        elif size > MAX_DROPPED_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return bytes(parts)
+
+
+async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`; if the client goes away before, cancel it and raise ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
