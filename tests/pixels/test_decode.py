@@ -44,21 +44,41 @@ def test_the_limit_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> Non
         decode(data, max_pixels=31 * 17 - 1)
 
 
-def test_what_no_store_would_have_kept_is_refused() -> None:
+def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    for data in (
-        b"",
-        b"hello",
-        saved(noise(8, 8, 3), "GIF"),
-        saved(noise(8, 8, 4), "PNG"),
-        saved(noise(8, 8, 3).convert("P"), "PNG"),
-        saved(noise(8, 8, 3).convert("CMYK"), "JPEG"),
-        saved(noise(8, 8, 3), "JPEG", exif=exif),
-        saved(noise(8, 8, 3), "PNG")[:-1],
-    ):
-        with pytest.raises(ImageFormatError):
-            decode(data, max_pixels=1 << 20)
+    exif[0x0112] = orientation
+    return exif
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+NOT_CANONICAL = {
+    "empty": b"",
+    "text": b"hello",
+    "gif": saved(noise(8, 8, 3), "GIF"),
+    "alpha": saved(noise(8, 8, 4), "PNG"),
+    "alpha-webp": saved(noise(8, 8, 4), "WEBP", lossless=True),
+    "key": saved(noise(8, 8, 3), "PNG", transparency=(1, 2, 3)),
+    "palette": saved(noise(8, 8, 3).convert("P"), "PNG"),
+    "1-bit": saved(noise(8, 8, 1).convert("1"), "PNG"),
+    "16-bit": saved(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"),
+    "cmyk": saved(noise(8, 8, 3).convert("CMYK"), "JPEG"),
+    "turned-jpeg": saved(noise(8, 8, 3), "JPEG", exif=turned(6)),
+    "turned-png": saved(noise(8, 8, 3), "PNG", exif=turned(6)),
+    "turned-webp": saved(noise(8, 8, 3), "WEBP", exif=turned(6)),
+    "turned-jpeg-xmp": saved(noise(8, 8, 3), "JPEG", xmp=XMP),
+    "turned-webp-xmp": saved(noise(8, 8, 3), "WEBP", xmp=XMP),
+    "animated-png": saved(noise(8, 8, 3), "PNG", save_all=True, append_images=[noise(8, 8, 1).convert("RGB")]),
+    "animated-webp": saved(noise(8, 8, 3), "WEBP", save_all=True, append_images=[noise(8, 8, 1).convert("RGB")]),
+    "mpo": saved(noise(8, 8, 3), "MPO", save_all=True, append_images=[noise(8, 8, 3)]),
+    "truncated": saved(noise(8, 8, 3), "PNG")[:-1],
+}
+
+
+@pytest.mark.parametrize("name", NOT_CANONICAL)
+def test_what_no_store_would_have_kept_is_refused(name: str) -> None:
+    with pytest.raises(ImageFormatError):
+        decode(NOT_CANONICAL[name], max_pixels=1 << 20)
 
 
 def test_a_picture_of_many_megapixels_makes_no_noise(recwarn: pytest.WarningsRecorder) -> None:

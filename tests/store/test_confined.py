@@ -215,6 +215,8 @@ def test_law_confined(attack: Callable[[Place], ImageRef], place: Place, opened:
         store.read(ref)
     assert time.monotonic() - start < 1
     assert type(caught.value) is ATTACKS[attack]
+    if attack in (fifo, folder):
+        assert "no regular file" in caught.value.problem
     assert str(tmp_path) not in str(caught.value.wire())
     assert all(path == place.root or place.root in path.parents for path in opened)
     if ATTACKS[attack] in (OutsideStoreError, ImageLimitError):
