@@ -19,6 +19,7 @@ def batch(old, advantages, rl=1.0, ce=0.0):
         token_ids=torch.zeros(count, dtype=torch.long),
         logprobs=torch.tensor(old),
         temperatures=torch.ones(count),
+        versions=torch.zeros(count, dtype=torch.int32),
         advantages=torch.tensor(advantages),
         rl_weights=torch.full((count,), rl),
         cross_entropy_weights=torch.full((count,), ce),
@@ -38,7 +39,14 @@ def test_on_policy_it_is_the_policy_gradient():
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "clips"),
-    [(1.29, 1.0, False), (1.31, 1.0, True), (0.5, 1.0, False), (0.79, -1.0, True), (0.81, -1.0, False), (3.0, -1.0, False)],
+    [
+        (1.29, 1.0, False),
+        (1.31, 1.0, True),
+        (0.5, 1.0, False),
+        (0.79, -1.0, True),
+        (0.81, -1.0, False),
+        (3.0, -1.0, False),
+    ],
 )
 def test_it_clips_only_where_the_step_would_go_too_far(ratio, advantage, clips):
     old, new = [-2.0], [-2.0 + float(torch.log(torch.tensor(ratio)))]

@@ -51,8 +51,10 @@ def talk(conversation):
 
 def test_calls_run_side_by_side():
     async def conversation(caller):
-        slow, fast = (asyncio.create_task(caller.call("echo", Text(text, delay), Text)) for text, delay in
-                      (("slow", 0.3), ("fast", 0.0)))
+        slow, fast = (
+            asyncio.create_task(caller.call("echo", Text(text, delay), Text))
+            for text, delay in (("slow", 0.3), ("fast", 0.0))
+        )
         assert (await fast).text == "fast"
         assert not slow.done()
         assert (await slow).text == "slow"
@@ -92,7 +94,9 @@ def test_arrays_come_back_as_they_went(dtype):
     np.testing.assert_array_equal(back, values)
 
 
-@pytest.mark.parametrize("value", [np.zeros((2, 2), np.float32), np.zeros(2, np.float64), np.zeros(2, object), object()])
+@pytest.mark.parametrize(
+    "value", [np.zeros((2, 2), np.float32), np.zeros(2, np.float64), np.zeros(2, object), object()]
+)
 def test_no_other_value_travels(value):
     with pytest.raises(TypeError):
         pack(Numbers(value))

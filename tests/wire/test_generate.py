@@ -45,7 +45,10 @@ def test_unknown_fields_are_passed_over():
         ({"sampling_params": {"top_p": 0}}, "sampling_params.top_p"),
         ({"sampling_params": {"max_tokens": 0}}, "sampling_params.max_tokens"),
         ({"sampling_params": None}, "sampling_params"),
-        ({"features": features(mm_placeholders={"image": [{"offset": 1, "length": 3}]})}, "features.mm_placeholders.image"),
+        (
+            {"features": features(mm_placeholders={"image": [{"offset": 1, "length": 3}]})},
+            "features.mm_placeholders.image",
+        ),
         ({"features": features(mm_placeholders={})}, "features.mm_placeholders"),
         ({"features": features(kwargs_data={"image": []})}, "features.kwargs_data.image"),
         ({"features": features(kwargs_data={"video": ["a", "b"]})}, "features.kwargs_data"),

@@ -18,8 +18,8 @@ from filmroll.engine.resolve import Resolved
 from filmroll.engine.sampling import Choosers, sample
 from filmroll.families.base import Family
 from filmroll.materialize.feed import count_consumed, model_inputs, suppress
-from filmroll.materialize.receipts import Receipt
 from filmroll.wire.generate import SamplingParams
+from filmroll.wire.receipt import Receipt
 
 
 @dataclass(slots=True)

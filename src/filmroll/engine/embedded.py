@@ -207,7 +207,7 @@ def _answer(request: GenerateRequest, row: Row) -> GenerateAnswer:
         finish_reason=row.finish_reason,
         weight_versions=[VersionSpan(str(row.version), 0, len(row.tokens))],
     )
-    answer = GenerateAnswer(request_id=request.request_id or uuid4().hex, choices=[choice], receipt=row.receipt.form())
+    answer = GenerateAnswer(request_id=request.request_id or uuid4().hex, choices=[choice], receipt=row.receipt)
     if not request.return_token_ids:
         return answer
     placeholders = {} if request.features is None else request.features.mm_placeholders

@@ -14,9 +14,9 @@ from itertools import pairwise
 from filmroll.errors import FilmrollError, PlacementError, RequestError
 from filmroll.families.base import Arrays, Family
 from filmroll.materialize.materializer import Materializer, check_placements
-from filmroll.materialize.receipts import Receipt
 from filmroll.wire.descriptor import ImageDescriptor, read_reference
 from filmroll.wire.generate import Features, GenerateRequest, Placeholder
+from filmroll.wire.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from filmroll.wire.generate import ReceiptForm
+from filmroll.wire.receipt import Receipt
 
 
 class Statistics:
@@ -20,7 +20,7 @@ class Statistics:
         with self._lock:
             self._counts.update(amounts)
 
-    def add_receipt(self, receipt: ReceiptForm) -> None:
+    def add_receipt(self, receipt: Receipt) -> None:
         self.add(
             images_referenced=receipt.referenced,
             images_verified=receipt.verified,

@@ -5,6 +5,6 @@ The readers' wing: the only place where a reference becomes pixels."""
 from __future__ import annotations
 
 from filmroll.materialize.materializer import Materialized, Materializer, check_placements
-from filmroll.materialize.receipts import Receipt
+from filmroll.wire.receipt import Receipt
 
 __all__ = ["Materialized", "Materializer", "Receipt", "check_placements"]

@@ -27,7 +27,9 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
     """The checkpoint's own transformers model, in evaluation mode."""
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=folder.is_dir()

@@ -16,10 +16,10 @@ from filmroll.errors import FilmrollError, FingerprintError, GridError, Placemen
 from filmroll.families.base import Arrays, Family
 from filmroll.image import ImageRef
 from filmroll.materialize.cache import Cache, CacheCounts
-from filmroll.materialize.receipts import Receipt
 from filmroll.pixels.decode import decode
 from filmroll.store.base import Store
 from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.receipt import Receipt
 
 CACHE_BYTES = 256 * 2**20
 DESCRIBE = "Make descriptors with the describe() of the family that serves the model"

@@ -18,11 +18,11 @@ from filmroll.wire.generate import (
     GenerateAnswer,
     GenerateRequest,
     Placeholder,
-    ReceiptForm,
     SamplingParams,
     encode,
     read_answer,
 )
+from filmroll.wire.receipt import Receipt
 
 NO_EVIDENCE = -9999.0
 """What an engine reports where it has no logprob for a token."""
@@ -40,7 +40,7 @@ class Completion:
     version: int
     finish_reason: str
     request_bytes: int
-    receipt: ReceiptForm
+    receipt: Receipt
 
 
 class EngineClient:
@@ -122,7 +122,7 @@ def _completion(request: GenerateRequest, answer: GenerateAnswer, images: int, r
     logprobs = [entry.logprob for entry in content]
     if any(not math.isfinite(value) or value <= NO_EVIDENCE for value in logprobs):
         raise EngineAnswerError("the answer has a token without a logprob, it cannot be trained on")
-    receipt = answer.receipt or ReceiptForm(0, 0, 0, 0)
+    receipt = answer.receipt or Receipt()
     if set(msgspec.structs.astuple(receipt)) != {images}:
         raise ReceiptError(
             f"request {request.request_id}: {images} images were sent, the engine's receipt is {receipt}"

@@ -41,7 +41,7 @@ class Episode(ABC):
         """What a teacher would answer now, for supervised warm-up."""
         raise NotImplementedError(f"{type(self).__name__} has no demonstrations")
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - most episodes hold nothing
         """Give back what the episode holds; called however it ended."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio.to_thread
 import msgspec
@@ -46,7 +46,7 @@ class _Answer:
     version: int
     finish_reason: str
     request_bytes: int = 0
-    receipt: Receipt = Receipt()
+    receipt: Receipt = field(default_factory=Receipt)
 
 
 Answerer = Callable[[Rendered, Episode, int], Awaitable[_Answer]]

@@ -133,11 +133,10 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the base class names it
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        *_others: Any,
+        **_named: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The file and the command line, and nothing from the environment."""
         return (init_settings,)
@@ -180,5 +179,7 @@ def _built(values: dict[str, Any], flags: list[str], path: Path) -> Config:
 
 def help_text() -> str:
     """Every field with its default, as `filmroll train --help` prints it."""
-    settings = CliSettingsSource(Config, cli_prog_name="filmroll train CONFIG.toml", cli_parse_args=False)
+    settings: CliSettingsSource[Any] = CliSettingsSource(
+        Config, cli_prog_name="filmroll train CONFIG.toml", cli_parse_args=False
+    )
     return str(settings.root_parser.format_help())

@@ -20,6 +20,7 @@ from filmroll.run.directory import RunDirectory
 
 T = TypeVar("T")
 _POLL = 0.05
+_PATIENCE = 300.0
 _LAST_WORDS = 5.0
 
 
@@ -49,10 +50,10 @@ class Process:
             )  # fmt: skip
         return cls(name, run, child)
 
-    async def endpoint(self, timeout: float = 120.0) -> str:
+    async def endpoint(self) -> str:
         """Where the process listens, once it does."""
         file = _announcement(self.run, self.name)
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(_PATIENCE):
             while not file.exists():
                 await self.watch(asyncio.sleep(_POLL))
         return msgspec.json.decode(file.read_bytes(), type=Announcement).endpoint
@@ -66,7 +67,8 @@ class Process:
         task.cancel()
         raise RunError(
             f"process {self.name} ended with status {self.exited.result()}",
-            remedy=f"Its log is {self.run.logs / f'{self.name}.log'}; `filmroll train --resume {self.run.path}` goes on",
+            remedy=f"`filmroll train --resume {self.run.path}` goes on from the last checkpoint",
+            private=f"log: {self.run.logs / f'{self.name}.log'}",
         )
 
     def memory(self) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
-from filmroll.families.tiny import build_tiny_model
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config
@@ -25,6 +27,9 @@ from filmroll.train.samples import group_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
+
+DEMONSTRATED = -2
+"""The policy version of a warm-up step: no token was sampled by it."""
 
 Observer = Callable[[dict[str, Any]], None]
 """Told of each step's metrics as they are written down."""
@@ -48,12 +53,20 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
     run.event("resumed" if resume else "started")
     try:
         if config.model.startswith("tiny:"):
-            build_tiny_model(run.model, seed=config.seed)
+            _build_tiny_model(run.model, config.seed)
         asyncio.run(_train(config, run, observe))
     except BaseException as error:
         run.event("failed", error=f"{type(error).__name__}: {error}")
         raise
     run.event("finished")
+
+
+def _build_tiny_model(folder: Path, seed: int) -> None:
+    """In a process of its own: the orchestrator never loads torch."""
+    command = [sys.executable, "-m", "filmroll", "tiny-model", str(folder), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    if done.returncode:
+        raise RunError("the tiny model could not be built", private=done.stderr.strip()[-2000:])
 
 
 async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
@@ -99,10 +112,8 @@ class Orchestrator:
             for step in range(first, last + 1):
                 started = time.perf_counter()
                 gathered = await (coming or self._gather(step))
-                if self._config.rl.ahead and step < last:
-                    coming = asyncio.create_task(self._gather(step + 1))
-                else:
-                    coming = None
+                more = self._config.rl.ahead and step < last
+                coming = asyncio.create_task(self._gather(step + 1)) if more else None
                 await self._rl_step(step, gathered, started)
                 await self._save(Progress(self._config.warmup.steps, step + 1))
         finally:
@@ -116,12 +127,12 @@ class Orchestrator:
         played = await asyncio.gather(*(self._hands.demonstrate(task) for task in tasks))
         weights = LossWeights(cross_entropy=1.0)
         made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
-        report = await self._train_step(made, self._config.warmup.learning_rate)
+        report = await self._train_step(made, DEMONSTRATED, self._config.warmup.learning_rate)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
         ready, sent = time.perf_counter(), self._hands.sample_bytes
-        report = await self._train_step(self._samples(gathered), self._config.trainer.learning_rate)
+        report = await self._train_step(self._samples(gathered), step, self._config.trainer.learning_rate)
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
@@ -175,9 +186,9 @@ class Orchestrator:
                 made += samples(one.trajectory, advantage=advantage, weights=LossWeights(rl=1.0))
         return made
 
-    async def _train_step(self, made: Sequence[TrainingSample], learning_rate: float) -> StepReport:
+    async def _train_step(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
         batches: list[MicroBatch] = pack_samples(made, max_tokens=self._config.trainer.max_tokens)
-        return await self._hands.step(TrainStep(learning_rate, batches))
+        return await self._hands.step(TrainStep(learning_rate, version, batches))
 
     async def _save(self, progress: Progress) -> None:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps

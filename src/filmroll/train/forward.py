@@ -5,13 +5,13 @@ B = rows, T = tokens, N = trained tokens, V = vocabulary, D = hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from filmroll.families import Family
 from filmroll.materialize.feed import count_consumed, suppress
-from filmroll.materialize.receipts import Receipt
 from filmroll.train.loader import Batch
+from filmroll.wire.receipt import Receipt
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def forward(model: Any, family: Family, batch: Batch) -> Forward:
     chosen = logps.gather(-1, batch.token_ids[:, None])[:, 0]
     with torch.no_grad():
         entropies = -(logps.exp() * logps).sum(-1)
-    receipt = replace(batch.receipt, consumed=consumed.images).check("training step")
+    receipt = batch.receipt.with_consumed(consumed.images).check("training step")
     return Forward(chosen, entropies, receipt)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from filmroll.materialize.feed import model_inputs
 from filmroll.materialize.materializer import Materializer, check_placements
-from filmroll.materialize.receipts import Receipt
+from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Batch:
     token_ids: torch.Tensor
     logprobs: torch.Tensor
     temperatures: torch.Tensor
+    versions: torch.Tensor
     advantages: torch.Tensor
     rl_weights: torch.Tensor
     cross_entropy_weights: torch.Tensor
@@ -79,6 +80,7 @@ class Loader:
             token_ids=gathered("token_ids").long(),
             logprobs=gathered("logprobs"),
             temperatures=gathered("temperatures"),
+            versions=gathered("versions"),
             advantages=repeated([np.float32(sample.advantage) for sample in samples]),
             rl_weights=repeated([np.float32(sample.weights.rl) for sample in samples]),
             cross_entropy_weights=repeated([np.float32(sample.weights.cross_entropy) for sample in samples]),

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from filmroll.engine.weights import write_weights
 from filmroll.materialize import Materializer
 from filmroll.train import checkpoint

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from filmroll.wire.generate import ReceiptForm
+from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
 
@@ -43,14 +43,17 @@ class TrainStep(msgspec.Struct, frozen=True):
     """One optimizer step over all these micro-batches."""
 
     learning_rate: float
+    version: int
+    """The policy version that the trainer's model has before the update."""
     micro_batches: list[MicroBatch]
 
 
 class StepReport(msgspec.Struct, frozen=True):
     """What a step did, averaged over its trained tokens where that makes sense.
 
-    The logprob gap is between what the engine reported and what this trainer computes for the same
-    tokens before the update: it measures whether both see the same images.
+    The logprob gap is between what the engine reported and what this trainer computes, over the
+    tokens that were sampled by the very version it holds (`on_policy` is their share): it measures
+    whether engine and trainer see the same. Where no token is, there is no gap to tell.
     """
 
     loss: float
@@ -59,12 +62,13 @@ class StepReport(msgspec.Struct, frozen=True):
     ratio_mean: float
     ratio_max: float
     clip_fraction: float
-    logprob_gap_mean: float
-    logprob_gap_max: float
+    on_policy: float
+    logprob_gap_mean: float | None
+    logprob_gap_max: float | None
     trained_tokens: int
     tokens: int
     micro_batches: int
-    receipt: ReceiptForm
+    receipt: Receipt
     seconds: float
 
 

@@ -13,11 +13,11 @@ import torch
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import load_model
 from filmroll.materialize.materializer import Materializer
-from filmroll.materialize.receipts import Receipt
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
+from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
 
@@ -30,6 +30,7 @@ class _Tally:
     ratio: float = 0.0
     ratio_max: float = 0.0
     clipped: float = 0.0
+    on_policy: int = 0
     gap: float = 0.0
     gap_max: float = 0.0
     receipt: Receipt = field(default_factory=Receipt)
@@ -57,7 +58,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         tally = _Tally()
         for micro_batch in work.micro_batches:
-            self._accumulate(micro_batch, trained, tally)
+            self._accumulate(micro_batch, work.version, trained, tally)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -67,19 +68,20 @@ class Trainer:
         self.optimizer.step()
         return _report(work.micro_batches, tally, trained, norm, time.perf_counter() - started)
 
-    def _accumulate(self, micro_batch: MicroBatch, trained: int, tally: _Tally) -> None:
+    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: _Tally) -> None:
         batch = self._loader.load(micro_batch)
         out = forward(self.model, self.family, batch)
         lost = loss(out.logprobs, batch, clip_low=self.config.clip_low, clip_high=self.config.clip_high)
         (lost.total / trained).backward()  # type: ignore[no-untyped-call]
-        gaps = (out.logprobs.detach() - batch.logprobs).abs()
+        gaps = (out.logprobs.detach() - batch.logprobs).abs()[batch.versions == version]
         tally.loss += float(lost.total.detach()) / trained
         tally.entropy += float(out.entropies.sum())
         tally.ratio += float(lost.ratios.sum())
         tally.ratio_max = max(tally.ratio_max, float(lost.ratios.max()))
         tally.clipped += float(lost.clipped.sum())
+        tally.on_policy += len(gaps)
         tally.gap += float(gaps.sum())
-        tally.gap_max = max(tally.gap_max, float(gaps.max()))
+        tally.gap_max = max([tally.gap_max, *gaps.tolist()])
         tally.receipt += out.receipt
 
 
@@ -91,11 +93,12 @@ def _report(batches: Sequence[MicroBatch], tally: _Tally, trained: int, norm: fl
         ratio_mean=tally.ratio / trained,
         ratio_max=tally.ratio_max,
         clip_fraction=tally.clipped / trained,
-        logprob_gap_mean=tally.gap / trained,
-        logprob_gap_max=tally.gap_max,
+        on_policy=tally.on_policy / trained,
+        logprob_gap_mean=tally.gap / tally.on_policy if tally.on_policy else None,
+        logprob_gap_max=tally.gap_max if tally.on_policy else None,
         trained_tokens=trained,
         tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
         micro_batches=len(batches),
-        receipt=tally.receipt.form(),
+        receipt=tally.receipt,
         seconds=seconds,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-_DTYPES = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("u1")}
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("u1")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 

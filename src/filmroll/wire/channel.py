@@ -61,17 +61,19 @@ class Listener:
 
     async def _answer(self, sender: bytes, number: bytes, body: bytes) -> None:
         try:
-            call = unpack(body, Call)
-            if call.name not in self._handlers:
-                raise PeerError(f"no call is named {call.name[:64]!r}")
-            kind, handler = self._handlers[call.name]
-            result, word = pack(await handler(unpack(bytes(call.body), kind))), b"ok"
+            result, word = pack(await self._work(unpack(body, Call))), b"ok"
         except FilmrollError as error:
             result, word = pack(failure(error)), b"error"
-        except Exception as error:  # noqa: BLE001: whatever breaks here must reach the caller, not vanish in a task
+        except Exception as error:  # noqa: BLE001 - whatever breaks here must reach the caller, not vanish in a task
             _log.exception("call failed")
             result, word = pack(failure(PeerError(f"{type(error).__name__}: {error}"))), b"error"
         await self._socket.send_multipart([sender, number, word, result])
+
+    async def _work(self, call: Call) -> Any:
+        if call.name not in self._handlers:
+            raise PeerError(f"no call is named {call.name[:64]!r}")
+        kind, handler = self._handlers[call.name]
+        return await handler(unpack(bytes(call.body), kind))
 
 
 class Caller:

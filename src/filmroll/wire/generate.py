@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from filmroll.errors import EngineAnswerError, RequestError
+from filmroll.wire.receipt import Receipt
 
 MAX_TOKENS = 2**20
 
@@ -83,21 +84,12 @@ class Choice(msgspec.Struct, frozen=True):
     weight_versions: list[VersionSpan] | None = None
 
 
-class ReceiptForm(msgspec.Struct, frozen=True):
-    """How many images the engine was referred to, checked, decoded and fed to the model."""
-
-    referenced: int
-    verified: int
-    decoded: int
-    consumed: int
-
-
 class GenerateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str
     choices: list[Choice]
     prompt_token_ids: list[int] | None = None
     mm_placeholders: dict[str, list[Placeholder]] | None = None
-    receipt: ReceiptForm | None = None
+    receipt: Receipt | None = None
 
 
 _request = msgspec.json.Decoder(GenerateRequest)
