@@ -160,6 +160,25 @@ def test_a_prompt_that_breaks_the_model_fails_alone(desk: Any, engine: EmbeddedE
     assert all(isinstance(answer, GenerateAnswer) for answer in answers)
 
 
+@pytest.mark.parametrize("place", ["advance", "join", "sample"])
+def test_a_batch_that_breaks_fails_and_the_engine_goes_on(
+    desk: Any, engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def broken(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    async def overlapping() -> list[Any]:
+        first = asyncio.create_task(engine.generate(desk.request(max_tokens=400)))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(engine.generate(desk.request(max_tokens=400)))
+        return await asyncio.gather(first, second, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.Batch, place, broken)
+        assert all(isinstance(answer, EngineError) for answer in asyncio.run(overlapping()))
+    asyncio.run(engine.generate(desk.request(max_tokens=2)))
+
+
 def test_a_cancelled_request_leaves_the_batch(desk: Any, engine: EmbeddedEngine) -> None:
     async def leave() -> None:
         task = asyncio.create_task(engine.generate(desk.request(words=3, max_tokens=5000)))

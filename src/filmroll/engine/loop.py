@@ -184,7 +184,11 @@ class ModelLoop:
         if self._batch is None:
             self._batch = batch
         elif self._batch.can_join:
-            self._batch.join(batch)
+            both = [*self._batch.rows, *batch.rows]
+            try:
+                self._batch.join(batch)
+            except Exception as error:  # noqa: BLE001 _lose logs it
+                self._lose(both, error)
         else:
             with self._changed:
                 self._waiting.extendleft(reversed(batch.rows))
@@ -204,10 +208,14 @@ class ModelLoop:
             if len(going_on) < len(batch.rows):
                 batch.keep(going_on)
             batch.advance()
-        except Exception as error:
-            log.exception("a batch of %d rows failed in the model", len(batch.rows))
-            _fail(batch.rows, _typed(error))
-            self._batch = None
+        except Exception as error:  # noqa: BLE001 _lose logs it
+            self._lose(batch.rows, error)
+
+    def _lose(self, rows: list[Row], error: Exception) -> None:
+        """Give up the batch, after an error in it."""
+        log.error("a batch of %d rows failed in the model", len(rows), exc_info=error)
+        _fail(rows, _typed(error))
+        self._batch = None
 
     def _settled(self, row: Row) -> bool:
         """Whether the row is done: finished, given up by its client, or without a meaningful token."""
