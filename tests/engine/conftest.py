@@ -16,7 +16,7 @@ from filmroll.engine.embedded import EmbeddedEngine
 from filmroll.families import Family, load_family
 from filmroll.families.tiny import build_tiny_model
 from filmroll.image import ImageRef
-from filmroll.materialize.feed import load_model, model_inputs, suppress
+from filmroll.materialize.feed import load_model, suppress
 from filmroll.materialize.materializer import Materializer
 from filmroll.store import open_store
 from filmroll.store.base import Store
@@ -28,6 +28,7 @@ from filmroll.wire.generate import (
     Placeholder,
     SamplingParams,
 )
+from tests.plain import plain_inputs
 
 SIZES = ((32, 32), (64, 32), (100, 60), (48, 80), (96, 96))
 """Width and height: from one placeholder token to nine."""
@@ -131,7 +132,7 @@ class Oracle:
         images = Materializer(self.desk.store, self.desk.family).load([read_reference(text) for text in references])
         rows = [[*request.token_ids, *sampled]]
         with torch.no_grad():
-            logits = self.model(**model_inputs(self.desk.family, rows, images.arrays, pad="right")).logits
+            logits = self.model(**plain_inputs(self.desk.family, rows, images.arrays)).logits
         temperature = request.sampling_params.temperature or 1
         before = suppress(logits, self.desk.family)[0, len(request.token_ids) - 1 : -1] / temperature
         return torch.log_softmax(before, -1).gather(-1, torch.tensor(sampled)[:, None])[:, 0]

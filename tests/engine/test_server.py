@@ -181,7 +181,7 @@ def moved(spans: list[dict[str, int]], **by: int) -> list[dict[str, int]]:
 OUTSIDE = "/etc/hostname.png"
 BAD: dict[str, tuple[Change, str | None, str, int | None]] = {
     # name: what is changed, then the error's type, param and index; None: not looked at
-    "unknown family": (reference(family="other"), "fingerprint", "features.kwargs_data.image", 1),
+    "unknown family": (reference(family="other"), "unknown_family", "features.kwargs_data.image", 1),
     "other fingerprint": (reference(fingerprint="0" * 32), "fingerprint", "features.kwargs_data.image", 1),
     "other recipe": (reference(recipe="0" * 32), "fingerprint", "features.kwargs_data.image", 1),
     "outside the store": (reference(raw_image_uri=f"file://{OUTSIDE}"), None, "features.kwargs_data.image", 1),

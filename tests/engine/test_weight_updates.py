@@ -62,9 +62,10 @@ def test_outputs_follow_the_weights_and_return_exactly(desk: Any, ask: Any, weig
 
 def expected(model: Any, desk: Any, request: Any) -> list[int]:
     """Greedy tokens from whole forwards of a model that was never in an engine."""
-    from filmroll.materialize.feed import model_inputs, suppress
+    from filmroll.materialize.feed import suppress
     from filmroll.materialize.materializer import Materializer
     from filmroll.wire.descriptor import read_reference
+    from tests.plain import plain_inputs
 
     images = Materializer(desk.store, desk.family).load(
         [read_reference(text) for text in request.features.kwargs_data["image"]]
@@ -72,7 +73,7 @@ def expected(model: Any, desk: Any, request: Any) -> list[int]:
     row = list(request.token_ids)
     with torch.no_grad():
         for _ in range(request.sampling_params.max_tokens):
-            logits = model(**model_inputs(desk.family, [row], images.arrays, pad="right")).logits
+            logits = model(**plain_inputs(desk.family, [row], images.arrays)).logits
             row.append(int(suppress(logits, desk.family)[0, -1].argmax()))
     return row[len(request.token_ids) :]
 

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from filmroll.errors import ConfigError
 from filmroll.families import load_family
 from filmroll.families.tiny import END, MARKER, MARKUP_TOKENS, SPECIAL_TOKENS, build_tiny_model
-from filmroll.materialize.feed import count_consumed, load_model, model_inputs
+from filmroll.materialize.feed import load_model
+from tests.plain import plain_inputs
 
 MESSAGES = [
     {"role": "system", "content": "Answer with letters."},
@@ -79,12 +80,11 @@ def test_the_model_sees(tiny: Path) -> None:
     arrays = family.pixels([noise])
     processed = AutoImageProcessor.from_pretrained(tiny, backend="pil")([Image.fromarray(noise)], return_tensors="np")
     tokens = [65, *[family.placeholders.image] * family.layout(100, 50).tokens, 66, 67]
-    with torch.no_grad(), count_consumed(model) as consumed:
+    with torch.no_grad():
         ours, theirs, blank = (
-            model(**model_inputs(family, [tokens], some, pad="right")).logits
+            model(**plain_inputs(family, [tokens], some)).logits
             for some in (arrays, dict(processed), family.pixels([np.zeros_like(noise)]))
         )
-    assert consumed.images == 3
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert not torch.allclose(ours[:, -1], blank[:, -1], atol=1e-4)
 

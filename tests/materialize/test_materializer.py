@@ -27,6 +27,7 @@ from filmroll.errors import (
     OutsideStoreError,
     PlacementError,
     ReceiptError,
+    UnknownFamilyError,
 )
 from filmroll.families.qwen_vl import QwenVL
 from filmroll.image import ImageRef
@@ -61,7 +62,7 @@ def test_arrays_are_those_of_one_call(store: Any, family: QwenVL, put: Put) -> N
 
 
 def test_no_descriptors_are_no_arrays(store: Any, family: QwenVL) -> None:
-    assert Materializer(store, family).load([]) == Materialized({}, Receipt())
+    assert Materializer(store, family).load([]) == Materialized((), Receipt())
 
 
 def test_what_a_caller_does_to_its_arrays_reaches_nobody_else(store: Any, family: QwenVL, put: Put) -> None:
@@ -72,7 +73,7 @@ def test_what_a_caller_does_to_its_arrays_reaches_nobody_else(store: Any, family
         array[...] = 0
     assert_same(loader.load([descriptor]), expected)
     (held,) = loader._cache._items.values()
-    assert not any(array.flags.writeable for array in held.arrays.values())
+    assert not any(array.flags.writeable for array in held.picture.arrays.values())
 
 
 # Forgeries: what a descriptor may not claim, and the error of each.
@@ -90,7 +91,7 @@ def change_image(**fields: Any) -> Change:
 
 
 FORGERIES: dict[str, tuple[Change, type[FilmrollError], str]] = {
-    "family": (change(family="kimi_k25"), FingerprintError, "family"),
+    "family": (change(family="kimi_k25"), UnknownFamilyError, "family"),
     "modality": (change(modality="video"), FingerprintError, "modality"),
     "fingerprint": (change(layout_fingerprint="0" * 32), FingerprintError, "layout fingerprint"),
     "recipe": (change(recipe="0" * 32), FingerprintError, "pixel recipe"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from filmroll.materialize.sheet import Sheet
 from filmroll.train.loader import Batch
 from filmroll.train.loss import loss
 from filmroll.wire.receipt import Receipt
@@ -14,6 +15,7 @@ def batch(old, advantages, rl=1.0, ce=0.0):
     count = len(old)
     return Batch(
         inputs={},
+        sheet=Sheet.of([]),
         rows=torch.zeros(count, dtype=torch.long),
         columns=torch.ones(count, dtype=torch.long),
         token_ids=torch.zeros(count, dtype=torch.long),

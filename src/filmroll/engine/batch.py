@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from filmroll.engine.resolve import Resolved
 from filmroll.engine.sampling import Choosers, sample
 from filmroll.families.base import Family
-from filmroll.materialize.feed import count_consumed, model_inputs, suppress
+from filmroll.materialize.feed import feeding, model_inputs, suppress
+from filmroll.materialize.sheet import Sheet
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
 
@@ -57,8 +58,9 @@ def prompt_positions(model: Any, family: Family, tokens: Sequence[int], images: 
     rule = getattr(model.model, "get_rope_index", None)
     if rule is None:
         return torch.arange(len(tokens))[None]
-    grids = {name: array for name, array in images.arrays.items() if name.endswith("grid_thw")}
-    inputs = model_inputs(family, [tokens], grids, pad="left")
+    grid = family.forward.grid
+    outlines = [replace(picture, arrays={grid: picture.arrays[grid]}) for picture in images.pictures]
+    inputs = model_inputs(family, [tokens], Sheet.of(outlines), pad="left")
     positions: torch.Tensor = rule(**inputs)[0][:, 0]
     return positions
 
@@ -82,12 +84,11 @@ class Batch:
     @classmethod
     def prefill(cls, model: Any, family: Family, rows: list[Row]) -> Batch:
         """Run the prompts and their images; a ReceiptError where the model saw other images than were sent."""
-        parts = [row.images.arrays for row in rows if row.images.arrays]
-        prompts = [row.prompt for row in rows]
-        inputs = model_inputs(family, prompts, family.join(parts) if parts else {}, pad="left", device=model.device)
+        sheet = Sheet.of([picture for row in rows for picture in row.images.pictures])
+        inputs = model_inputs(family, [row.prompt for row in rows], sheet, pad="left", device=model.device)
         positions = _left_padded([row.positions for row in rows]).to(model.device)
         cache = DynamicCache(config=model.config)
-        with count_consumed(model) as consumed:
+        with feeding(model, family, sheet) as consumed:
             logits = _forward(model, **inputs, position_ids=_axes(positions), past_key_values=cache)
         _check_consumed(rows, consumed.images)
         return cls(

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from filmroll.errors import FilmrollError, PlacementError, RequestError
-from filmroll.families.base import Arrays, Family
+from filmroll.families.base import Family
 from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.sheet import Picture
 from filmroll.wire.descriptor import ImageDescriptor, read_reference
 from filmroll.wire.generate import Features, GenerateRequest, Placeholder
 from filmroll.wire.receipt import Receipt
@@ -21,9 +22,9 @@ from filmroll.wire.receipt import Receipt
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The model arrays of a request's images in prompt order; empty where it has none."""
+    """A request's images in prompt order."""
 
-    arrays: Arrays = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
     receipt: Receipt = field(default_factory=Receipt)
 
 
@@ -39,7 +40,7 @@ def resolve(request: GenerateRequest, family: Family, materializer: Materializer
         return Resolved()
     with _named(f"features.kwargs_data.{modality}"):
         materialized = materializer.load(descriptors)
-    return Resolved(materialized.arrays, materialized.receipt)
+    return Resolved(materialized.pictures, materialized.receipt)
 
 
 def _modality(features: Features | None) -> str | None:

@@ -51,6 +51,8 @@ class ForwardPolicy:
 
     token_types: bool
     """`mm_token_type_ids`: 1 at image placeholders, 0 elsewhere."""
+    grid: str
+    """The array that has one row an image, and that the forward wants for each place an image is used."""
 
 
 class Family(ABC):
@@ -90,11 +92,6 @@ class Family(ABC):
     @abstractmethod
     def pixel_bytes(self, image: ImageRef) -> int:
         """How many bytes the image's float32 arrays take: what travels where references do not."""
-
-    def join(self, parts: Sequence[Arrays]) -> Arrays:
-        """The arrays of several `pixels` calls as one call would have given them."""
-        names = parts[0] if parts else ()
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def describe(self, image: ImageRef) -> ImageDescriptor:
         """The descriptor of a stored image for this family, from its header alone."""

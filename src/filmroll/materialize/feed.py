@@ -1,6 +1,6 @@
 """Feeding a model: rows of tokens and their images become the model's keyword arguments.
 
-B = rows, T = tokens of the longest row, I = images of all rows.
+B = rows, T = tokens of the longest row.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from filmroll.errors import CheckpointError, TrainingError
+from filmroll.errors import CheckpointError, ReceiptError, TrainingError
+from filmroll.materialize.sheet import Sheet
 
 if TYPE_CHECKING:
     import torch
 
-    from filmroll.families.base import Arrays, Family
+    from filmroll.families.base import Family
 
 SUPPRESSED = -1e9
 """The logit of a token that cannot be sampled: finite, so that softmax and its gradient are too."""
@@ -44,14 +45,26 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
 def model_inputs(
     family: Family,
     rows: Sequence[Sequence[int] | Any],
-    arrays: Arrays,
+    sheet: Sheet,
     *,
     pad: Literal["left", "right"],
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Keyword arguments of one forward: token rows padded to [B, T], the arrays of all I images in row order."""
+    """Keyword arguments of one forward: token rows padded to [B, T], and the pictures of the sheet.
+
+    Pixels are there once for each distinct picture, grids for each place: the forward has to run
+    inside `feeding`.
+    """
     import torch
 
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in _padded(family, rows, pad).items()}
+    for name in sheet.distinct[0].arrays if sheet.distinct else ():
+        array = sheet.array(name, everywhere=name == family.forward.grid)
+        inputs[name] = torch.from_numpy(array).to(device)
+    return inputs
+
+
+def _padded(family: Family, rows: Sequence[Sequence[int] | Any], pad: str) -> dict[str, np.ndarray[Any, Any]]:
     longest = max(len(row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros((len(rows), longest), np.int64)
@@ -59,13 +72,10 @@ def model_inputs(
         place = slice(0, len(row)) if pad == "right" else slice(longest - len(row), longest)
         ids[index, place] = row
         mask[index, place] = 1
-    inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    arrays = {"input_ids": ids, "attention_mask": mask}
     if family.forward.token_types:
-        types = ((ids == family.placeholders.image) & (mask == 1)).astype(np.int64)
-        inputs["mm_token_type_ids"] = torch.from_numpy(types).to(device)
-    for name, array in arrays.items():
-        inputs[name] = torch.from_numpy(array).to(device)
-    return inputs
+        arrays["mm_token_type_ids"] = ((ids == family.placeholders.image) & (mask == 1)).astype(np.int64)
+    return arrays
 
 
 def suppress(logits: torch.Tensor, family: Family) -> torch.Tensor:
@@ -77,27 +87,53 @@ def suppress(logits: torch.Tensor, family: Family) -> torch.Tensor:
 
 
 class Consumed:
-    """Counts the images whose features the vision tower really computed."""
+    """Counts the places whose image features the vision tower really gave."""
 
     def __init__(self) -> None:
         self.images = 0
 
 
 @contextmanager
-def count_consumed(model: Any) -> Iterator[Consumed]:
-    """Watch the vision tower during a forward: the count comes from what it was called with."""
+def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
+    """Inside, the model's vision tower sees each distinct picture once, and its features go to every place.
+
+    Gradients from all places meet in the one pass. The count comes from what the tower returned: a
+    model that never calls it has consumed nothing.
+    """
+    import torch
+
     consumed = Consumed()
+    if not sheet.places:
+        yield consumed
+        return
+    tower = vision_tower(model)
+    device = next(tower.parameters()).device
+    grids = torch.from_numpy(sheet.array(family.forward.grid)).to(device)
+    rows = torch.from_numpy(sheet.feature_rows()).to(device)
 
-    def seen(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
-        if grid is not None:
-            consumed.images += int(grid.shape[0])
+    def once(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "grid_thw": grids}
 
-    handle = vision_tower(model).register_forward_pre_hook(seen, with_kwargs=True)
+    def everywhere(_module: Any, _args: Any, output: Any) -> Any:
+        if len(output.pooler_output) != sheet.tokens:
+            raise ReceiptError(
+                f"the vision tower gave {len(output.pooler_output)} features for images of {sheet.tokens} tokens"
+            )
+        output.pooler_output = output.pooler_output[rows]
+        if getattr(output, "deepstack_features", None) is not None:
+            output.deepstack_features = [layer[rows] for layer in output.deepstack_features]
+        consumed.images += len(sheet.places)
+        return output
+
+    handles = [
+        tower.register_forward_pre_hook(once, with_kwargs=True),
+        tower.register_forward_hook(everywhere),
+    ]
     try:
         yield consumed
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def vision_tower(model: Any) -> Any:

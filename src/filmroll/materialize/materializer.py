@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError
+from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
 from filmroll.families.base import Arrays, Family
 from filmroll.image import ImageRef
 from filmroll.materialize.cache import Cache, CacheCounts
+from filmroll.materialize.sheet import Picture
 from filmroll.pixels.decode import decode
 from filmroll.store.base import Store
 from filmroll.wire.descriptor import ImageDescriptor
@@ -27,11 +28,17 @@ DESCRIBE = "Make descriptors with the describe() of the family that serves the m
 
 @dataclass(frozen=True, slots=True)
 class Materialized:
-    """The arrays of some descriptors, as one `family.pixels` call gives them; {} for no descriptors."""
+    """The pictures of some descriptors, in order; one that occurs twice is the same object twice."""
 
-    arrays: Arrays
+    pictures: tuple[Picture, ...]
     receipt: Receipt
     """Its `consumed` is 0: whoever runs the model adds that."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The arrays of all pictures as one `family.pixels` call gives them; {} for no pictures."""
+        names = self.pictures[0].arrays if self.pictures else ()
+        return {name: np.concatenate([picture.arrays[name] for picture in self.pictures]) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +48,11 @@ class _Developed:
     verified: ImageRef
     width: int
     height: int
-    arrays: Arrays
+    picture: Picture
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(array.nbytes for array in self.picture.arrays.values())
 
 
 class Materializer:
@@ -57,21 +64,18 @@ class Materializer:
         self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
 
     def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
-        """Every image verified, decoded and processed, in order; else the error, with the image's index.
-
-        An image that occurs more than once is decoded once, and its arrays are repeated.
-        """
+        """Every image verified, decoded and processed, in order; else the error, with the image's index."""
         at_hand: dict[tuple[str, str], _Developed] = {}
-        parts = []
+        pictures = []
         for index, descriptor in enumerate(descriptors):
             try:
                 developed = self._load(descriptor, at_hand.get(descriptor.identity))
             except FilmrollError as error:
                 raise error.at(index=index) from error
             at_hand[descriptor.identity] = developed
-            parts.append(developed.arrays)
-        receipt = Receipt(referenced=len(descriptors), verified=len(parts), decoded=len(parts))
-        return Materialized(self.family.join(parts), receipt)
+            pictures.append(developed.picture)
+        receipt = Receipt(referenced=len(descriptors), verified=len(pictures), decoded=len(pictures))
+        return Materialized(tuple(pictures), receipt)
 
     def cache_counts(self) -> CacheCounts:
         return self._cache.counts()
@@ -79,19 +83,21 @@ class Materializer:
     def _load(self, descriptor: ImageDescriptor, developed: _Developed | None) -> _Developed:
         _check_kind(descriptor, self.family)
         if developed is None:
-            developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor.image))
+            developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor))
         if developed.verified != descriptor.image:
             # Same digest, but another location, type or length is claimed: the claim is the store's to judge.
             self.store.read(descriptor.image)
         _check_layout(descriptor, self.family, developed)
         return developed
 
-    def _develop(self, image: ImageRef) -> _Developed:
-        rgb = decode(self.store.read(image), max_pixels=self.store.limits.max_pixels)
+    def _develop(self, descriptor: ImageDescriptor) -> _Developed:
+        rgb = decode(self.store.read(descriptor.image), max_pixels=self.store.limits.max_pixels)
+        height, width, _ = rgb.shape
         arrays = self.family.pixels([rgb])
         for array in arrays.values():
             array.flags.writeable = False
-        return _Developed(verified=image, width=rgb.shape[1], height=rgb.shape[0], arrays=arrays)
+        picture = Picture(descriptor.identity, self.family.layout(width, height).tokens, arrays)
+        return _Developed(verified=descriptor.image, width=width, height=height, picture=picture)
 
 
 def check_placements(
@@ -136,8 +142,11 @@ def _check_unclaimed(is_placeholder: np.ndarray[Any, Any], start: int) -> None:
 
 def _check_kind(descriptor: ImageDescriptor, family: Family) -> None:
     """What can be told without the image: that the descriptor was made for this very family and recipe."""
+    if descriptor.family != family.name:
+        raise UnknownFamilyError(
+            f"its family is {descriptor.family!r}, the model's is {family.name!r}", remedy=DESCRIBE
+        )
     for what, claimed, ours in (
-        ("family", descriptor.family, family.name),
         ("modality", descriptor.modality, "image"),
         ("layout fingerprint", descriptor.layout_fingerprint, family.fingerprint),
         ("pixel recipe", descriptor.recipe, family.recipe),

@@ -71,6 +71,10 @@ class RlConfig(Section):
     """Turns after which an episode is cut off."""
     ahead: int = Field(default=1, ge=0, le=1)
     """1: the next step's rollouts are played while this one trains, so samples are one step old."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Learning rate of the first update."""
+    final_learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of the last update; in between it falls evenly."""
     normalize: bool = True
     """Divide advantages by the group's standard deviation."""
 

@@ -7,10 +7,11 @@ import hashlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
@@ -27,6 +28,8 @@ from filmroll.train.samples import group_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
+
+T = TypeVar("T")
 
 DEMONSTRATED = -2
 """The policy version of a warm-up step: no token was sampled by it."""
@@ -98,33 +101,23 @@ class Orchestrator:
         )
 
     async def go(self, progress: Progress) -> None:
-        for step in range(progress.warmup, self._config.warmup.steps):
-            await self._warmup_step(step)
-            await self._save(Progress(step + 1, 0))
+        """Version n is the policy after n updates; the warm-up's result is version 0."""
+        warmup, rl = self._config.warmup, self._config.rl
+        async with aclosing(_played_ahead(self._demonstrations, progress.warmup, warmup.steps, True)) as shown:
+            async for step, played, started in shown:
+                await self._warmup_step(step, played, started)
+                await self._save(Progress(step + 1, 0))
         await self._hands.publish(progress.rl)
-        await self._reinforce(progress.rl)
+        async with aclosing(_played_ahead(self._gather, progress.rl, rl.steps, bool(rl.ahead))) as gathered:
+            async for step, rollouts, started in gathered:
+                await self._rl_step(step, rollouts, started)
+                await self._save(Progress(warmup.steps, step + 1))
 
-    async def _reinforce(self, first: int) -> None:
-        """Version n is the policy after n updates. With `ahead`, step n+1 is played while step n trains."""
-        last = self._config.rl.steps - 1
-        coming: asyncio.Task[Gathered] | None = None
-        try:
-            for step in range(first, last + 1):
-                started = time.perf_counter()
-                gathered = await (coming or self._gather(step))
-                more = self._config.rl.ahead and step < last
-                coming = asyncio.create_task(self._gather(step + 1)) if more else None
-                await self._rl_step(step, gathered, started)
-                await self._save(Progress(self._config.warmup.steps, step + 1))
-        finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.wait({coming})
-
-    async def _warmup_step(self, step: int) -> None:
-        started = time.perf_counter()
+    async def _demonstrations(self, step: int) -> list[Played]:
         tasks = [self._task("warmup", step, number, 0) for number in range(self._config.warmup.batch_size)]
-        played = await asyncio.gather(*(self._hands.demonstrate(task) for task in tasks))
+        return await asyncio.gather(*(self._hands.demonstrate(task) for task in tasks))
+
+    async def _warmup_step(self, step: int, played: Sequence[Played], started: float) -> None:
         weights = LossWeights(cross_entropy=1.0)
         made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
         report = await self._train_step(made, DEMONSTRATED, self._config.warmup.learning_rate)
@@ -132,7 +125,7 @@ class Orchestrator:
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
         ready, sent = time.perf_counter(), self._hands.sample_bytes
-        report = await self._train_step(self._samples(gathered), step, self._config.trainer.learning_rate)
+        report = await self._train_step(self._samples(gathered), step, self._learning_rate(step))
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
@@ -152,6 +145,10 @@ class Orchestrator:
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
             self._run.record(step, records)
+
+    def _learning_rate(self, step: int) -> float:
+        rl = self._config.rl
+        return rl.learning_rate + (rl.final_learning_rate - rl.learning_rate) * step / max(1, rl.steps - 1)
 
     async def _gather(self, step: int) -> Gathered:
         """Play a step's groups. A group with a broken rollout is left out; too many of them end the run."""
@@ -206,3 +203,20 @@ class Orchestrator:
     def _note(self, row: dict[str, Any]) -> None:
         self._run.metrics(row)
         self._observe(row)
+
+
+async def _played_ahead(
+    play: Callable[[int], Awaitable[T]], first: int, end: int, ahead: bool
+) -> AsyncGenerator[tuple[int, T, float], None]:
+    """Each step's number, what was played for it, and when it began; `ahead` plays the next one meanwhile."""
+    coming: asyncio.Task[T] | None = None
+    try:
+        for step in range(first, end):
+            started = time.perf_counter()
+            played = await (coming or play(step))
+            coming = asyncio.ensure_future(play(step + 1)) if ahead and step + 1 < end else None
+            yield step, played, started
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})

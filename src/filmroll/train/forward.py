@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from filmroll.families import Family
-from filmroll.materialize.feed import count_consumed, suppress
+from filmroll.materialize.feed import feeding, suppress
 from filmroll.train.loader import Batch
 from filmroll.wire.receipt import Receipt
 
@@ -33,7 +33,7 @@ def forward(model: Any, family: Family, batch: Batch) -> Forward:
     """
     import torch
 
-    with count_consumed(model) as consumed:
+    with feeding(model, family, batch.sheet) as consumed:
         hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state  # [B, T, D]
     predicting = hidden[batch.rows, batch.columns - 1]  # [N, D]
     logits = suppress(model.lm_head(predicting).float(), family) / safe_temperatures(batch.temperatures)[:, None]

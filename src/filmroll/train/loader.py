@@ -12,6 +12,7 @@ import numpy as np
 
 from filmroll.materialize.feed import model_inputs
 from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.sheet import Sheet
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
 
@@ -24,6 +25,7 @@ class Batch:
     """Model inputs of B rows, and for each of the N trained tokens where it stands and what it is worth."""
 
     inputs: dict[str, torch.Tensor]
+    sheet: Sheet
     rows: torch.Tensor
     columns: torch.Tensor
     token_ids: torch.Tensor
@@ -59,9 +61,8 @@ class Loader:
             )
         images = [image.descriptor for sample in samples for image in sample.images]
         loaded = self._materializer.load(images)
-        inputs = model_inputs(
-            family, [sample.token_ids for sample in samples], loaded.arrays, pad="right", device=self._device
-        )
+        sheet = Sheet.of(loaded.pictures)
+        inputs = model_inputs(family, [one.token_ids for one in samples], sheet, pad="right", device=self._device)
         # A token at column 0 has nothing before it that could predict it.
         columns = [np.flatnonzero(sample.trained[1:]) + 1 for sample in samples]
         counts = [len(places) for places in columns]
@@ -75,6 +76,7 @@ class Loader:
 
         return Batch(
             inputs=inputs,
+            sheet=sheet,
             rows=repeated(list(range(len(samples)))),
             columns=torch.from_numpy(np.concatenate(columns)).to(self._device),
             token_ids=gathered("token_ids").long(),

@@ -28,10 +28,10 @@ def samples(trajectory: Trajectory, *, advantage: float, weights: LossWeights) -
 def group_advantages(rewards: Sequence[float], *, normalize: bool = True) -> list[float]:
     """GRPO: each reward against its group's mean, in units of the group's standard deviation."""
     values = np.asarray(rewards, np.float64)
-    if np.ptp(values) == 0:
+    spread = values.std()
+    if np.ptp(values) == 0 or spread == 0:
         return [0.0] * len(values)
-    centred = values - values.mean()
-    return list((centred / (values.std() if normalize else 1.0)).tolist())
+    return list(((values - values.mean()) / (spread if normalize else 1.0)).tolist())
 
 
 def _sample(

@@ -17,8 +17,6 @@ class TrainerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Learning rate of reinforcement learning."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's momentum terms."""
     weight_decay: float = Field(default=0.0, ge=0)

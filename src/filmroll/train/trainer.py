@@ -45,7 +45,7 @@ class Trainer:
         self.family = materializer.family
         self.model: Any = load_model(model_dir, device=config.device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.model.parameters(), betas=config.betas, weight_decay=config.weight_decay
         )
         self._loader = Loader(materializer, device=config.device)
 

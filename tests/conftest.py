@@ -1,0 +1,53 @@
+"""What many rooms' tests need: one tiny model, its renderer, and a served engine, made once a session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from filmroll.families.tiny import build_tiny_model
+from filmroll.render import Renderer, load_renderer
+from filmroll.store import open_store
+
+SERVE = """
+import sys
+from pathlib import Path
+from filmroll.engine.server import serve
+model, store, weights = sys.argv[1:]
+serve(Path(model), store, Path(weights), name="tiny", threads=1, on_ready=lambda url: print(url, flush=True))
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def renderer(tiny_model: Path, tmp_path: Path) -> Renderer:
+    return load_renderer(tiny_model, open_store(tmp_path / "images"))
+
+
+@dataclass(frozen=True)
+class Served:
+    """An embedded engine in a process of its own."""
+
+    url: str
+    store: Path
+    weights: Path
+
+
+@pytest.fixture(scope="session")
+def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    store, weights = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("weights")
+    command = [sys.executable, "-c", SERVE, str(tiny_model), str(store), str(weights)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Served(process.stdout.readline().strip(), store, weights)
+        finally:
+            process.kill()

@@ -1,0 +1,163 @@
+"""Rendering: one pad per image in logical tokens, the model's own count in expanded ones, turns that extend turns."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from filmroll.errors import ImageError, LayoutError, PlaceholderTextError, PrefixError, RenderError
+from filmroll.materialize import check_placements
+
+
+def picture(width=32, height=32, color=(200, 30, 30)):
+    return Image.new("RGB", (width, height), color)
+
+
+def image(*arguments, **options):
+    return {"type": "image", "image": picture(*arguments, **options)}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def user(*content):
+    return {"role": "user", "content": list(content)}
+
+
+def test_a_prompt_has_one_pad_an_image_and_expands_to_the_models_count(renderer):
+    prompt = renderer.render([user(image(32, 32), text("and"), image(96, 64))])
+    assert prompt.logical.count(prompt.pad) == 2
+    assert [one.tokens for one in prompt.images] == [1, 6]
+    expanded = prompt.expanded()
+    assert expanded.token_ids.tolist().count(prompt.pad) == 7
+    check_placements(expanded.token_ids, expanded.offsets, prompt.images, renderer.family)
+
+
+def test_text_alone_is_what_renderers_makes_of_it(renderer):
+    messages = [{"role": "system", "content": "Be brief."}, user(text("Hello"))]
+    prompt = renderer.render(messages)
+    assert renderer.tokenizer.decode(prompt.logical) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompt.expanded().token_ids.tolist() == prompt.logical
+
+
+def test_every_way_to_name_an_image_is_the_same_image(renderer, tmp_path):
+    out = io.BytesIO()
+    picture().save(out, "PNG")
+    data = out.getvalue()
+    (tmp_path / "a picture.png").write_bytes(data)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    stored = renderer.store.put(data)
+    sources = [data, tmp_path / "a picture.png", (tmp_path / "a picture.png").as_uri(), uri, stored]
+    parts = [{"type": "image", "image": source} for source in sources]
+    parts += [{"type": "image_url", "image_url": {"url": uri}}, {"type": "image_url", "image_url": uri}]
+    prompt = renderer.render([user(*parts)])
+    assert {one.image for one in prompt.images} == {stored}
+
+
+def test_images_of_tool_messages_count_too(renderer):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    messages = [user(text("Look")), call, {"role": "tool", "content": [image(), text("that is it")]}]
+    assert len(renderer.render(messages).images) == 1
+
+
+def test_an_image_where_the_template_drops_it_is_an_error(renderer):
+    with pytest.raises(RenderError, match="0 image pads of 1 images"):
+        renderer.render([{"role": "system", "content": [image(), text("x")]}, user(text("x"))])
+
+
+@pytest.mark.parametrize("placeholder", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda typed: [user(text(f"look: {typed}"))],
+        lambda typed: [{"role": "user", "content": typed}],
+        lambda typed: [user(text(typed[:4]), text(typed[4:]))],
+        lambda typed: [{"role": "system", "content": typed}, user(text("x"))],
+        lambda typed: [user(text("x")), {"role": "assistant", "content": typed}, user(text("y"))],
+        lambda typed: [
+            user(text("x")),
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {typed: 1}}}]},
+            {"role": "tool", "content": "y"},
+        ],
+    ],
+)
+def test_a_typed_placeholder_is_refused(renderer, make, placeholder):
+    with pytest.raises(PlaceholderTextError):
+        renderer.render(make(placeholder))
+
+
+def test_a_placeholder_in_a_tools_description_is_refused(renderer):
+    tool = {"name": "f", "description": "<|image_pad|>", "parameters": {}}
+    with pytest.raises(PlaceholderTextError, match="tools"):
+        renderer.render([user(text("x"))], tools=[tool])
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ({"type": "image"}, RenderError),
+        ({"type": "image", "image": b"nothing"}, ImageError),
+        ({"type": "image", "image": "/no/such/file.png"}, ImageError),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,????"}}, ImageError),
+        ({"type": "image", "image": 7}, ImageError),
+        ({"type": "image", "image": picture(1, 1000)}, LayoutError),
+    ],
+)
+def test_a_bad_image_is_one_clear_error_and_rendering_goes_on(renderer, part, error):
+    with pytest.raises(error):
+        renderer.render([user(part)])
+    assert renderer.render([user(image())]).images
+
+
+def test_a_turn_that_cannot_be_extended_says_so(renderer):
+    prompt = renderer.render([user(text("x"))])
+    with pytest.raises(PrefixError):
+        renderer.bridge(prompt, [1, 2], [{"role": "assistant", "content": "y"}])
+    with pytest.raises(PrefixError):
+        renderer.bridge(prompt, [1, 2], [])
+    with pytest.raises(PrefixError, match="placeholder"):
+        renderer.bridge(prompt, [prompt.pad], [user(text("y"))])
+    end = renderer.stop_token_ids[0]
+    with pytest.raises(PrefixError):
+        renderer.bridge(prompt, [1, end, 2], [user(text("y"))])
+
+
+parts = st.lists(
+    st.one_of(
+        st.text(max_size=20).filter(lambda words: "<|" not in words).map(text),
+        st.tuples(st.integers(1, 200), st.integers(1, 200)).map(lambda size: image(*size)),
+    ),
+    max_size=4,
+)
+turns = st.lists(st.tuples(parts, st.lists(st.integers(0, 200), max_size=12), st.booleans()), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns)
+def test_law_prefix(renderer, turns):
+    """Turn n+1's tokens begin with turn n's, sampled ones included, expanded as well as logical."""
+    end = renderer.stop_token_ids[0]
+    prompt = renderer.render([user(text("begin"))])
+    for content, sampled, ended in turns:
+        completion = [*sampled, end] if ended else sampled
+        longer = renderer.bridge(prompt, completion, [user(*content)])
+        before = [*prompt.logical, *completion]
+        assert longer.logical[: len(before)] == before
+        assert longer.images[: len(prompt.images)] == prompt.images
+        expanded, earlier = longer.expanded(), prompt.expanded()
+        np.testing.assert_array_equal(expanded.token_ids[: len(earlier.token_ids)], earlier.token_ids)
+        assert expanded.offsets[: len(earlier.offsets)] == earlier.offsets
+        check_placements(expanded.token_ids, expanded.offsets, longer.images, renderer.family)
+        prompt = longer
+
+
+def test_the_answers_text_comes_back(renderer):
+    tokens = renderer.tokenizer.encode("ABC")
+    assert renderer.parse([*tokens, renderer.stop_token_ids[0]]) == "ABC"
