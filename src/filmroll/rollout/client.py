@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 import msgspec
 
 from filmroll.errors import EngineAnswerError, EngineRefusedError, EngineUnavailableError, ReceiptError
@@ -27,6 +27,8 @@ from filmroll.wire.receipt import Receipt
 NO_EVIDENCE = -9999.0
 """What an engine reports where it has no logprob for a token."""
 
+CONNECTIONS = 1024
+_JSON = {"content-type": "application/json"}
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.1
 
@@ -44,12 +46,15 @@ class Completion:
 
 
 class EngineClient:
-    """Posts to one engine's `/inference/v1/generate`; safe for many concurrent rollouts."""
+    """Posts to one engine's `/inference/v1/generate`; made inside an event loop, safe for many rollouts on it."""
 
     def __init__(self, base_url: str, model: str | None = None, *, timeout: float = 300.0) -> None:
         self.model = model
-        limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout, limits=limits, trust_env=False)
+        self._http = aiohttp.ClientSession(
+            base_url,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            timeout=aiohttp.ClientTimeout(total=timeout),
+        )
 
     async def generate(self, prompt: Rendered, sampling: SamplingParams, *, request_id: str) -> Completion:
         """One completion of the prompt, its images carried as references."""
@@ -63,23 +68,24 @@ class EngineClient:
         await self._post("/inference/v1/update_weights", msgspec.json.encode({"version": version}))
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def _post(self, path: str, body: bytes) -> bytes:
         """Connection loss and 5xx are tried again with growing pauses; a 4xx is the caller's to mend."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                response = await self._http.post(path, content=body, headers={"content-type": "application/json"})
-            except httpx.TransportError as error:
+                async with self._http.post(path, data=body, headers=_JSON) as response:
+                    status, content = response.status, await response.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
                 failed = EngineUnavailableError(
-                    "the engine cannot be reached", remedy="Is it running?", private=type(error).__name__
+                    "the engine cannot be reached", remedy="Is it running?", private=f"{type(error).__name__}: {error}"
                 )
             else:
-                if response.status_code < 400:
-                    return response.content
-                if response.status_code < 500:
-                    raise _refusal(response)
-                failed = EngineUnavailableError(f"the engine failed: {_refusal(response)}")
+                if status < 400:
+                    return content
+                if status < 500:
+                    raise _refusal(status, content)
+                failed = EngineUnavailableError(f"the engine failed: {_refusal(status, content)}")
             if attempt < _ATTEMPTS:
                 await asyncio.sleep(_FIRST_DELAY * 2**attempt)
         raise failed
@@ -138,13 +144,13 @@ def _version(spans: Any) -> int:
     return int(label) if label.isdecimal() else -1
 
 
-def _refusal(response: httpx.Response) -> EngineRefusedError:
+def _refusal(status: int, content: bytes) -> EngineRefusedError:
     try:
-        error = response.json()["error"]
+        error = msgspec.json.decode(content)["error"]
         return EngineRefusedError(
-            f"the engine refused the request ({response.status_code} {error.get('type')}): {error.get('message')}",
+            f"the engine refused the request ({status} {error.get('type')}): {error.get('message')}",
             field=error.get("param"),
             index=error.get("index"),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return EngineRefusedError(f"the engine answered {response.status_code} and no structured error")
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return EngineRefusedError(f"the engine answered {status} and no structured error")
