@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-seeds test check lint bench clean
+.PHONY: demo demo-control demo-tests test check lint bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -13,10 +13,8 @@ demo: $(READY)  ## train a tiny VLM on images that only travel as references
 demo-control: $(READY)  ## the same run with blank images: it must stay at chance
 	$(BIN)/filmroll train examples/color_codeword.toml --environment.images blank --run.directory runs/color-codeword-control
 
-demo-seeds: $(READY)  ## the demo on seeds 0 to 4, one after another
-	for seed in 0 1 2 3 4; do \
-		$(BIN)/filmroll train examples/color_codeword.toml --seed $$seed --run.directory runs/color-codeword-seed-$$seed || exit 1; \
-	done
+demo-tests: $(READY)  ## the demo on seeds 0 to 4, its control, and a kill in the middle; about half an hour
+	$(BIN)/python -m pytest -m demo -s tests/demo
 
 test: lint check  ## lint and all tests
 

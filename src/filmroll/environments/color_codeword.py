@@ -11,10 +11,10 @@ import random
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from filmroll.render.messages import Message
 from filmroll.rollout.environment import Environment, Episode, Score
@@ -58,6 +58,20 @@ class ColorCodewordConfig(BaseModel):
     """`blank` shows grey pictures instead: the control, which must stay at chance."""
     teacher_accuracy: float = Field(default=0.6, ge=0, le=1)
     """How often a demonstration names the right letter."""
+
+    @property
+    def chance(self) -> float:
+        """The mean reward of guessing as many letters as there are pictures."""
+        fewest, most = self.images_per_turn
+        turn = sum(len(LETTERS) ** -count for count in range(fewest, most + 1)) / (most - fewest + 1)
+        return float(turn**self.turns)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        fewest, most = self.images_per_turn
+        if not 1 <= fewest <= most <= 16:
+            raise ValueError(f"images_per_turn is {fewest} to {most}; it must be 1 to 16, the fewest first")
+        return self
 
 
 class ColorCodeword(Environment):

@@ -38,6 +38,7 @@ class Process:
         self.name = name
         self.run = run
         self._child = child
+        self._log = run.logs / f"{name}.log"
         self.exited = asyncio.create_task(child.wait())
 
     @classmethod
@@ -46,30 +47,37 @@ class Process:
         with (run.logs / f"{name}.log").open("ab") as log:
             child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "filmroll", role, str(run.path), "--name", name,
-                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
+                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return cls(name, run, child)
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""
-        file = _announcement(self.run, self.name)
-        async with asyncio.timeout(_PATIENCE):
-            while not file.exists():
-                await self.watch(asyncio.sleep(_POLL))
+        file, latest = _announcement(self.run, self.name), time.monotonic() + _PATIENCE
+        while not file.exists():
+            if time.monotonic() > latest:
+                raise RunError(f"process {self.name} is not ready after {_PATIENCE:.0f} s", private=self._last_words())
+            await self.watch(asyncio.sleep(_POLL))
         return msgspec.json.decode(file.read_bytes(), type=Announcement).endpoint
 
     async def watch(self, work: Awaitable[T]) -> T:
         """The result of `work`, or a RunError as soon as the process is gone."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, self.exited}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
+        try:
+            await asyncio.wait({task, self.exited}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        finally:
+            task.cancel()
         raise RunError(
             f"process {self.name} ended with status {self.exited.result()}",
             remedy=f"`filmroll train --resume {self.run.path}` goes on from the last checkpoint",
-            private=f"log: {self.run.logs / f'{self.name}.log'}",
+            private=f"{self._last_words()}; log: {self._log}",
         )
+
+    def _last_words(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"it last said: {lines[-1].strip()[:500]}" if lines else "it said nothing"
 
     def memory(self) -> int:
         """Resident bytes, 0 once it is gone."""

@@ -33,11 +33,15 @@ def warmup_row(
     }
 
 
-def rl_row(step: int, played: Sequence[Played], failed: int, report: StepReport, family: Family) -> dict[str, Any]:
-    """One reinforcement learning step, rollouts and update."""
+def rl_row(
+    step: int, played: Sequence[Played], failed: int, report: StepReport, family: Family, seen: set[str]
+) -> dict[str, Any]:
+    """One reinforcement learning step, rollouts and update. `seen` are the images of steps before; it grows."""
     trajectories = [one.trajectory for one in played]
     rewards = [one.reward for one in trajectories]
-    distinct = {image.identity: image for one in trajectories for image in one.images}
+    distinct = {image.image.sha256: image.image for one in trajectories for image in one.images}
+    fresh = [image for digest, image in distinct.items() if digest not in seen]
+    seen.update(distinct)
     sent = sum(one.images_sent for one in played)
     return {
         "phase": "rl",
@@ -54,7 +58,8 @@ def rl_row(step: int, played: Sequence[Played], failed: int, report: StepReport,
         "images": sent,
         "images_unique": len(distinct),
         "request_bytes": sum(one.request_bytes for one in played),
-        "image_bytes": sum(image.image.nbytes for image in distinct.values()),
+        "images_new": len(fresh),
+        "image_bytes": sum(image.nbytes for image in fresh),
         "pixel_bytes": _pixel_bytes(played, family),
         "engine_receipt": msgspec.to_builtins(sum((one.receipt for one in played), Receipt())),
     }

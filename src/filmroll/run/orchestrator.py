@@ -53,10 +53,12 @@ class Gathered:
 
 def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False) -> None:
     """Run the configured training to its end, in this process and those it starts."""
-    run.event("resumed" if resume else "started")
+    run.event("resumed" if resume else "started", chance=config.environment.chance)
     try:
         if config.model.startswith("tiny:"):
             _build_tiny_model(run.model, config.seed)
+        # Said here, a wrong model is one clear error; said by a process, it would be a process that ended.
+        load_family(model_dir(run, config))
         asyncio.run(_train(config, run, observe))
     except BaseException as error:
         run.event("failed", error=f"{type(error).__name__}: {error}")
@@ -93,6 +95,7 @@ class Orchestrator:
         self._observe = observe
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
+        self._seen: set[str] = set()
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,
@@ -129,7 +132,7 @@ class Orchestrator:
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
-        row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family)
+        row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family, self._seen)
         row |= {
             "sample_bytes": self._hands.sample_bytes - sent,
             "images_per_second": row["images"] / (done - started),

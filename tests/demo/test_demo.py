@@ -1,0 +1,59 @@
+"""The demo as a newcomer runs it, on every seed, with its control, and killed in the middle. `make demo-tests`."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(1800)]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
+GOAL = 0.90
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "filmroll", *map(str, arguments)]
+
+
+def rewards(directory):
+    """Each step's reward; a step that was repeated after a resume counts as it was last."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+    return [
+        reward for _, reward in sorted({row["step"]: row["reward"] for row in rows if row["phase"] == "rl"}.items())
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_learns_on_every_seed(tmp_path, seed):
+    run = tmp_path / "run"
+    started = time.monotonic()
+    subprocess.run(command("train", EXAMPLE, "--seed", seed, "--run.directory", run), check=True)
+    seconds = time.monotonic() - started
+    reached = statistics.fmean(rewards(run)[-10:])
+    print(f"seed {seed}: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps, {seconds:.0f} s")
+    assert reached >= GOAL
+
+
+def test_blank_pictures_teach_nothing(tmp_path):
+    run = tmp_path / "run"
+    subprocess.run(command("train", EXAMPLE, "--environment.images", "blank", "--run.directory", run), check=True)
+    print(f"control: mean reward {statistics.fmean(rewards(run)):.4f}, highest step {max(rewards(run)):.3f}")
+    assert statistics.fmean(rewards(run)[-10:]) < 0.02
+
+
+def test_a_kill_in_the_middle_costs_nothing(tmp_path):
+    run = tmp_path / "run"
+    with subprocess.Popen(command("train", EXAMPLE, "--run.directory", run)) as first:
+        while not (run / "metrics.jsonl").exists() or len(rewards(run)) < 65:
+            assert first.poll() is None
+            time.sleep(0.2)
+        os.kill(first.pid, signal.SIGKILL)
+    subprocess.run(command("train", "--resume", run), check=True)
+    reached = statistics.fmean(rewards(run)[-10:])
+    print(f"killed at step 65 and resumed: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps")
+    assert reached >= GOAL

@@ -1,0 +1,272 @@
+"""Whole rollouts against a served engine: what travels, what is kept, what is counted."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from filmroll.environments.color_codeword import ColorCodeword, ColorCodewordConfig
+from filmroll.errors import (
+    EngineAnswerError,
+    EngineRefusedError,
+    EngineUnavailableError,
+    PlaceholderTextError,
+    ReceiptError,
+)
+from filmroll.render import load_renderer
+from filmroll.rollout import EngineClient, Environment, Episode, Score
+from filmroll.rollout.client import generate_request
+from filmroll.rollout.worker import RolloutTask, Worker
+from filmroll.store import open_store
+from filmroll.wire.generate import SamplingParams, encode
+
+SAMPLING = SamplingParams(max_tokens=6)
+
+
+@pytest.fixture
+def there(tiny_model, served):
+    """A renderer that writes into the store that the served engine reads."""
+    return load_renderer(tiny_model, open_store(served.store))
+
+
+def play(url, renderer, tasks, environment=None, method="rollout"):
+    async def together():
+        client = EngineClient(url, "tiny")
+        worker = Worker(environment or ColorCodeword(ColorCodewordConfig()), renderer, client)
+        try:
+            return await asyncio.gather(*(getattr(worker, method)(task) for task in tasks), return_exceptions=True)
+        finally:
+            await client.close()
+
+    return asyncio.run(together())
+
+
+def test_a_rollout_keeps_tokens_references_and_nothing_else(served, there):
+    (played,) = play(served.url, there, [RolloutTask("r", 3, SAMPLING)])
+    trajectory = played.trajectory
+    assert [node.sampled for node in trajectory.nodes] == [False, True] * 3
+    for node in trajectory.nodes[1::2]:
+        assert len(node.logprobs) == len(node.token_ids) <= 6
+        assert node.version == 0
+        assert (node.logprobs <= 0).all()
+    assert played.requests == 3
+    assert played.receipt.consumed == played.images_sent > 0
+    assert trajectory.expected
+    assert not {"pixel_values", "data:image"} & set(str(trajectory.images).split())
+
+
+def test_law_once_on_disk(served, there):
+    """A group shows the same pictures; each is one file, whoever put it."""
+    before = {path for path in served.store.rglob("*") if path.is_file()}
+    done = play(served.url, there, [RolloutTask(f"r{number}", 77, SAMPLING) for number in range(8)])
+    distinct = {image.image.sha256 for one in done for image in one.trajectory.images}
+    after = {path for path in served.store.rglob("*") if path.is_file()}
+    assert {path.stem for path in after - before} <= distinct
+    assert len([path for path in after if path.stem in distinct]) == len(distinct)
+
+
+def test_the_same_seed_shows_the_same_episode(served, there):
+    one, two, other = play(
+        served.url, there, [RolloutTask("a", 5, SAMPLING), RolloutTask("b", 5, SAMPLING), RolloutTask("c", 6, SAMPLING)]
+    )
+    assert one.trajectory.expected == two.trajectory.expected
+    assert one.trajectory.images == two.trajectory.images
+    assert other.trajectory.images != one.trajectory.images
+
+
+def test_a_demonstration_has_the_teachers_tokens(served, there):
+    perfect = ColorCodeword(ColorCodewordConfig(teacher_accuracy=1.0))
+    (played,) = play(served.url, there, [RolloutTask("d", 9, SAMPLING)], perfect, "demonstrate")
+    trajectory = played.trajectory
+    assert trajectory.reward == 1.0
+    said = [there.parse(node.token_ids) for node in trajectory.nodes if node.sampled]
+    assert said[-1] == trajectory.expected == "".join(said[:-1]) + trajectory.expected[len("".join(said[:-1])) :]
+    assert all(node.token_ids[-1] == there.stop_token_ids[0] for node in trajectory.nodes if node.sampled)
+
+
+class Typing(Environment, Episode):
+    """Shows a text and an image, again and again."""
+
+    def __init__(self, source, text="look", turns=3):
+        self.source, self.text, self.turns = source, text, turns
+
+    def episode(self, seed):
+        return Typing(self.source, self.text, self.turns)
+
+    async def begin(self):
+        return [self.message()]
+
+    async def reply(self, answer) -> Sequence[dict]:
+        self.turns -= 1
+        return [self.message()] if self.turns else []
+
+    def message(self):
+        return {
+            "role": "user",
+            "content": [{"type": "image", "image": self.source}, {"type": "text", "text": self.text}],
+        }
+
+    def score(self):
+        return Score(1.0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "error"),
+    [
+        (Typing(b"not an image"), "ImageFormatError"),
+        (Typing("/no/such/file.png"), "ImageSourceError"),
+        (Typing((__import__("numpy").zeros((32, 32, 3), "uint8")), "say <|image_pad|>"), PlaceholderTextError.__name__),
+    ],
+)
+def test_a_broken_rollout_is_one_clear_error_and_others_go_on(served, there, environment, error):
+    (broken,) = play(served.url, there, [RolloutTask("x", 1, SAMPLING)], environment)
+    assert type(broken).__name__ == error
+    (fine,) = play(served.url, there, [RolloutTask("y", 1, SAMPLING)])
+    assert fine.requests == 3
+
+
+def test_an_image_deleted_between_turns_is_named_by_the_engine(served, there):
+    class Deleting(Typing):
+        def episode(self, seed):
+            return Deleting(self.source, self.text, self.turns)
+
+        async def reply(self, answer):
+            for path in served.store.rglob("*"):
+                if path.is_file():
+                    path.unlink()
+            self.source = picture(2)
+            return await super().reply(answer)
+
+    def picture(level):
+        import numpy as np
+
+        return np.full((64, 64, 3), level, np.uint8)
+
+    (broken,) = play(served.url, there, [RolloutTask("x", 1, SAMPLING)], Deleting(picture(1)))
+    # The engine may still hold the first picture's pixels; a new engine would not. Either way nothing is silent.
+    assert isinstance(broken, EngineRefusedError) or broken.receipt.consumed == broken.images_sent
+
+
+def test_a_server_that_is_not_there_is_said_to_be(there):
+    (gone,) = play("http://127.0.0.1:9", there, [RolloutTask("x", 1, SAMPLING)])
+    assert isinstance(gone, EngineUnavailableError)
+
+
+ANSWER = {
+    "request_id": "r",
+    "choices": [
+        {
+            "index": 0,
+            "token_ids": [5],
+            "logprobs": {"content": [{"token_id": 5, "logprob": -0.5}]},
+            "finish_reason": "stop",
+        }
+    ],
+}
+ALL_SEEN = {"receipt": {"referenced": 1, "verified": 1, "decoded": 1, "consumed": 1}}
+
+
+@contextmanager
+def lying(answers):
+    """A server that gives these (status, object) answers, one after another, the last one for ever."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            asked.append(self.rfile.read(int(self.headers["content-length"])))
+            status, value = answers[min(len(asked), len(answers)) - 1]
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def changed(**changes):
+    choice = ANSWER["choices"][0] | changes.pop("choice", {})
+    return {**ANSWER, **ALL_SEEN, "choices": [choice], **changes}
+
+
+def one_request(url, renderer):
+    async def ask():
+        client = EngineClient(url, "tiny")
+        prompt = renderer.render([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
+        try:
+            return await client.generate(prompt, SAMPLING, request_id="r")
+        finally:
+            await client.close()
+
+    def picture():
+        import numpy as np
+
+        return np.zeros((32, 32, 3), np.uint8)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (changed(receipt={"referenced": 1, "verified": 1, "decoded": 1, "consumed": 0}), ReceiptError),
+        (changed(receipt=None), ReceiptError),
+        (changed(choice={"logprobs": None}), EngineAnswerError),
+        (changed(choice={"logprobs": {"content": [{"token_id": 6, "logprob": -0.5}]}}), EngineAnswerError),
+        (changed(choice={"logprobs": {"content": [{"token_id": 5, "logprob": -9999.0}]}}), EngineAnswerError),
+        (changed(choice={"token_ids": []}), EngineAnswerError),
+        (changed(choices=[]), EngineAnswerError),
+        ({"error": "?"}, EngineAnswerError),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_is_not_used(renderer, answer, error):
+    with lying([(200, answer)]) as (url, asked), pytest.raises(error):
+        one_request(url, renderer)
+    assert len(asked) == 1
+
+
+def test_a_refusal_is_not_tried_again_and_names_its_field(renderer):
+    refusal = {"error": {"message": "no", "type": "grid", "param": "features.kwargs_data.image", "index": 0}}
+    with lying([(400, refusal)]) as (url, asked), pytest.raises(EngineRefusedError) as refused:
+        one_request(url, renderer)
+    assert len(asked) == 1
+    assert (refused.value.field, refused.value.index) == ("features.kwargs_data.image", 0)
+
+
+def test_a_failing_engine_is_tried_again(renderer):
+    with lying([(503, {"error": {"message": "busy"}}), (500, {}), (200, changed())]) as (url, asked):
+        done = one_request(url, renderer)
+    assert done.token_ids == [5]
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+
+
+def test_requests_grow_with_images_not_with_pixels(there):
+    """Eight turns of 1024x1024: the body stays far below what one image's pixels would take."""
+    import numpy as np
+
+    prompt = there.render([{"role": "user", "content": "begin"}])
+    sizes = []
+    for turn in range(8):
+        noise = np.full((1024, 1024, 3), turn, np.uint8)
+        message = {"role": "user", "content": [{"type": "image", "image": noise}, {"type": "text", "text": "next"}]}
+        prompt = there.bridge(prompt, [65, there.stop_token_ids[0]], [message])
+        sizes.append(len(encode(generate_request(prompt, SAMPLING))))
+    assert sizes[-1] < 64_000
+    growth = np.diff(sizes)
+    assert growth.max() - growth.min() < 64

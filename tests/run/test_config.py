@@ -1,0 +1,134 @@
+"""Configuration: file, then flags, and nothing else; what is wrong is said with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from filmroll.errors import ConfigError
+from filmroll.run.config import Config, help_text, load_config
+from filmroll.run.directory import RunDirectory, resolve
+
+FILE = """
+seed = 3
+[rl]
+steps = 7
+[environment]
+size = 64
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_defaults_then_file_then_flags(file):
+    config = load_config(file, ["--rl.steps", "9", "--environment.images", "blank", "--no-rl.normalize"])
+    assert (config.seed, config.rl.steps, config.environment.size) == (3, 9, 64)
+    assert config.environment.images == "blank"
+    assert config.rl.normalize is False
+    assert config.rl.prompts == Config().rl.prompts
+
+
+def test_pairs_come_as_flags_too(file):
+    assert load_config(file, ["--environment.images_per_turn", "2,3"]).environment.images_per_turn == (2, 3)
+
+
+def test_the_environment_has_no_say(file, monkeypatch):
+    monkeypatch.setenv("SEED", "99")
+    monkeypatch.setenv("RL", '{"steps": 1}')
+    config = load_config(file)
+    assert (config.seed, config.rl.steps) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rl.steps", "many"], "rl.steps"),
+        (["--rl.stepz", "3"], "--rl.stepz"),
+        (["--sampling.temperature", "0"], "sampling.temperature"),
+        (["--environment.name", "chess"], "environment.name"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_a_wrong_flag_is_named(file, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rl = 3", "rl"),
+        ("[rl]\nsteps = -1", "rl.steps"),
+        ("[trainer]\nlearning = 1", "trainer.learning"),
+        ("[rl\n", "no TOML"),
+        ("\x00", "no TOML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        load_config(path)
+    assert "x.toml" in str(refusal.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_every_field_is_a_flag_and_explained():
+    text = help_text()
+    for section, field in Config.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            for name, inner in field.annotation.model_fields.items():
+                assert f"--{section}.{name} " in text or f"--{section}.{name}\n" in text, name
+                assert inner.description, f"{section}.{name} has no description"
+        else:
+            assert f"--{section} " in text
+
+
+@pytest.mark.parametrize("path", sorted(Path("examples").glob("*.toml")), ids=str)
+def test_the_examples_are_valid(path):
+    assert load_config(path).rl.steps > 0
+
+
+def config_for(tmp_path, **changes):
+    return Config.model_validate({"run": {"directory": str(tmp_path / "run")}, **changes})
+
+
+def test_a_run_never_writes_over_another(tmp_path):
+    config = config_for(tmp_path)
+    names = [RunDirectory.create(config).path.name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_a_run_remembers_its_configuration(tmp_path):
+    config = config_for(tmp_path, seed=5, environment={"images": "blank"})
+    run = RunDirectory.create(config)
+    assert RunDirectory.open(run.path).config() == config
+
+
+def test_what_is_no_run_is_said_to_be_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        RunDirectory.open(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        RunDirectory.open(tmp_path).config()
+
+
+def test_the_store_is_in_the_run_unless_configured(tmp_path):
+    run = RunDirectory.create(config_for(tmp_path))
+    assert run.store_url(run.config()) == str(run.path / "assets" / "images")
+    elsewhere = config_for(tmp_path, multimodal={"store": str(tmp_path / "${RUN_ID}" / "pictures")})
+    assert run.store_url(elsewhere) == str(tmp_path / run.path.name / "pictures")
+
+
+def test_paths_are_resolved_in_one_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUN_ID", "job-7")
+    assert resolve("~/runs/${RUN_ID}") == tmp_path / "runs" / "job-7"
