@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from filmroll.errors import FilmrollError
+from filmroll.errors import ConfigError, FilmrollError
 
 app = typer.Typer(
     name="filmroll",
@@ -38,7 +38,10 @@ def train(
         typer.echo(help_text())
         return
     if resume is not None:
+        if config is not None or context.args:
+            raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
         run = RunDirectory.open(resume)
+        run.mend()
         settings = run.config()
     else:
         settings = load_config(Path(str(config)), context.args)

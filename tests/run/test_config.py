@@ -132,3 +132,15 @@ def test_paths_are_resolved_in_one_place(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUN_ID", "job-7")
     assert resolve("~/runs/${RUN_ID}") == tmp_path / "runs" / "job-7"
+
+
+def test_a_torn_line_is_cut_before_more_is_written(tmp_path):
+    run = RunDirectory.create(config_for(tmp_path))
+    run.metrics({"step": 1})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "rew')
+    run.mend()
+    run.metrics({"step": 3})
+    assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 3}\n'
+    run.mend()
+    assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 3}\n'

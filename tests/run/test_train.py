@@ -177,6 +177,7 @@ def test_only_pictures_tell_the_letters(tmp_path):
         (["train", "none.toml"], "none.toml cannot be read"),
         (["train", str(EXAMPLE), "--rl.steps", "x"], "rl.steps"),
         (["train", "--resume", "nowhere"], "not the folder of a run"),
+        (["train", "--resume", "nowhere", "--rl.steps", "3"], "keeps its configuration"),
         (["train", str(EXAMPLE), "--model", "no/such/model", "--run.directory", "{tmp}/m"], "model"),
         (["report", "nowhere"], "nowhere"),
     ],
@@ -195,3 +196,51 @@ def test_help_lists_commands_and_fields():
     fields = subprocess.run(command("train", "--help"), capture_output=True, text=True, check=True).stdout
     assert "--environment.images" in fields
     assert "--resume" in fields
+
+
+OWN = """
+import numpy as np
+from filmroll.rollout import Environment, Episode, Score
+
+class Shout(Environment):
+    def __init__(self, level):
+        self.level = level
+    def episode(self, seed):
+        return ShoutEpisode(self.level, seed)
+
+class ShoutEpisode(Episode):
+    def __init__(self, level, seed):
+        self.picture, self.answer = np.full((40, 40, 3), (self_level(level) + seed) % 256, np.uint8), ""
+    async def begin(self):
+        return [{"role": "user", "content": [{"type": "image", "image": self.picture}]}]
+    async def reply(self, answer):
+        self.answer = answer
+        return []
+    def score(self):
+        return Score(float(len(self.answer) % 2), {"length": float(len(self.answer))}, "", self.answer)
+
+def self_level(level):
+    return int(level)
+"""
+
+
+def test_an_environment_of_the_users_own(tmp_path):
+    (tmp_path / "shout.py").write_text(OWN)
+    settings = """
+        [run]
+        directory = "run"
+        [environment]
+        name = "custom"
+        import_path = "shout:Shout"
+        arguments = { level = 7 }
+        [rl]
+        steps = 2
+        prompts = 2
+        rollouts_per_prompt = 4
+        [sampling]
+        max_tokens = 4
+    """
+    (tmp_path / "own.toml").write_text(settings)
+    done = subprocess.run(command("train", "own.toml"), capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(tmp_path / "run", "rl")[-1]["length"] >= 0

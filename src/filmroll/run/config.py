@@ -16,7 +16,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from filmroll.environments.color_codeword import ColorCodewordConfig
+from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
 from filmroll.train.step import TrainerConfig
 
@@ -126,7 +126,7 @@ class Config(BaseSettings):
     seed: int = 0
     """Decides episodes, demonstrations and the tiny model's weights."""
     run: RunConfig = RunConfig()
-    environment: ColorCodewordConfig = ColorCodewordConfig()
+    environment: EnvironmentConfig = ColorCodewordConfig()
     multimodal: MultimodalConfig = MultimodalConfig()
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()

@@ -56,6 +56,13 @@ class RunDirectory:
             raise ConfigError(f"{path} is not the folder of a run", remedy="It would hold a config.json")
         return run
 
+    def mend(self) -> None:
+        """Cut off the line that a kill has torn, so that what is appended next begins a line of its own."""
+        for path in (self.metrics_file, self.events_file):
+            if path.exists():
+                whole = path.read_bytes().rpartition(b"\n")
+                os.truncate(path, len(whole[0]) + len(whole[1]))
+
     def config(self) -> Config:
         return saved_config(self.config_file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from filmroll.run.config import Config
+from filmroll.view.records import read_run
 
 WINDOW = 10
 """Steps that the reported reward is a mean over."""
@@ -23,7 +23,7 @@ class Display:
     def __init__(self, config: Config, run: Path) -> None:
         self._console = Console()
         self._run = run
-        self._rewards: deque[float] = deque(maxlen=WINDOW)
+        self._rewards = {row["step"]: row["reward"] for row in read_run(run).rl if "reward" in row}
         self._totals = {"warmup": config.warmup.steps, "rl": config.rl.steps}
         self._bar = Progress(
             TextColumn("{task.description:>7}"),
@@ -51,7 +51,9 @@ class Display:
     def step(self, row: dict[str, Any]) -> None:
         """One step's metrics."""
         if "reward" in row:
-            self._rewards.append(row["reward"])
+            # After a resume, a step that is taken again replaces what came of it before.
+            kept = {step: reward for step, reward in self._rewards.items() if step < row["step"]}
+            self._rewards = {**kept, row["step"]: row["reward"]}
         figures, phase, done = self._figures(row), row["phase"], row["step"] + 1
         if self._console.is_terminal:
             self._bar.update(self._tasks[phase], completed=done, figures=figures)
@@ -60,14 +62,18 @@ class Display:
 
     def conclusion(self, report: Path) -> str:
         """The one line that a run ends with."""
-        if not self._rewards:
+        last = self._last()
+        if not last:
             return f"no reinforcement learning steps were taken; report: {report}"
-        reward = fmean(self._rewards)
-        return f"mean reward over the last {len(self._rewards)} steps: {reward:.3f}; report: {report}"
+        return f"mean reward over the last {len(last)} steps: {fmean(last):.3f}; report: {report}"
+
+    def _last(self) -> list[float]:
+        return list(self._rewards.values())[-WINDOW:]
 
     def _figures(self, row: dict[str, Any]) -> str:
         parts = [f"loss {row['loss']:+.3f}", f"{row['images_per_second']:.0f} images/s"]
         parts.append(f"{sum(row['memory'].values()) / 1e6:.0f} MB")
-        if self._rewards and "reward" in row:
-            parts.insert(0, f"reward {row['reward']:.2f} (last {len(self._rewards)}: {fmean(self._rewards):.2f})")
+        last = self._last()
+        if last and "reward" in row:
+            parts.insert(0, f"reward {row['reward']:.2f} (last {len(last)}: {fmean(last):.2f})")
         return "  ".join(parts)
