@@ -34,8 +34,8 @@ def train(
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
 
-    if "--help" in context.args or (config is None and resume is None):
-        typer.echo(help_text())
+    if "--help" in (str(config), *context.args) or (config is None and resume is None):
+        typer.echo(f"{help_text()}\nfilmroll train --resume RUN goes on with a run from its last checkpoint.")
         return
     if resume is not None:
         if config is not None or context.args:
