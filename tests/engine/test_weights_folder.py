@@ -69,7 +69,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("filmroll.engine.weights._publish", full)
+    monkeypatch.setattr("filmroll.durable._put_in_place", full)
     with pytest.raises(OSError, match="no space"):
         write_weights(tensors(), tmp_path, 1)
     assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ def test_a_killed_build_leaves_no_model(tmp_path: Path) -> None:
     """Killed when everything but the last step is done: the folder does not exist, and a new build works."""
     code = (
         "import os, signal, sys; from pathlib import Path; from filmroll.families import tiny;"
-        "tiny._settle = lambda path: os.kill(os.getpid(), signal.SIGKILL);"
+        "tiny.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL);"
         "tiny.build_tiny_model(Path(sys.argv[1]))"
     )
     folder = tmp_path / "tiny"

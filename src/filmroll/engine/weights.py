@@ -10,15 +10,13 @@ tensor is loaded, so a wrong file leaves the model that it was meant for as it w
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from filmroll.durable import whole_folder
 from filmroll.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -58,19 +56,13 @@ def write_weights(
     from safetensors.torch import save_file
 
     kept, tied = _without_ties(dict(tensors))
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".step_", dir=folder))
-    try:
+    place = version_folder(folder, version)
+    with whole_folder(place) as draft:
         save_file(kept, draft / FILE)
         forms = {name: TensorForm(list(value.shape), _dtype(value)) for name, value in kept.items()}
         manifest = Manifest(FORMAT, version, _sha256(draft / FILE), forms, tied)
         (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-        for path in (draft / FILE, draft / MANIFEST, draft):
-            _sync(path)
-        return _publish(draft, version_folder(folder, version))
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    return place
 
 
 def read_weights(folder: Path, version: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -107,19 +99,6 @@ def _without_ties(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
 
 def _dtype(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
-
-
-def _publish(draft: Path, place: Path) -> Path:
-    draft.chmod(0o755)
-    if place.exists():
-        old = Path(tempfile.mkdtemp(prefix=".old_", dir=place.parent))
-        place.rename(old / "replaced")
-        draft.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        draft.rename(place)
-    _sync(place.parent)
-    return place
 
 
 def _read_manifest(place: Path, version: int) -> Manifest:
@@ -185,11 +164,3 @@ def _short(name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

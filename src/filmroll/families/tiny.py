@@ -7,12 +7,12 @@ and renderers load it as they load any other checkpoint. One 32x32 image is one 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from filmroll.durable import sync
 from filmroll.errors import ConfigError
 
 MARKER = "filmroll-tiny.json"
@@ -149,12 +149,7 @@ def _write(folder: Path, seed: int) -> None:
     _write_processors(folder)
     (folder / MARKER).write_text(_marker(seed))
     for path in folder.iterdir():
-        _settle(path)
-
-
-def _settle(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync(path)
 
 
 def _tokenizer() -> Any:

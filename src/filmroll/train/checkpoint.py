@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from filmroll.durable import whole_folder
 from filmroll.errors import RunError
 from filmroll.train.step import Progress
 
@@ -19,18 +19,12 @@ STATE = "state.json"
 
 
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Write `folder/step_N` under another name first, so that a kill leaves no half checkpoint."""
-    target, building = folder / progress.name, folder / f".{progress.name}.partial"
-    for leftover in (building, target):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir(parents=True)
-    save_file(_parameters(model), building / "model.safetensors")
-    save_file(_moments(model, optimizer), building / "optimizer.safetensors")
-    (building / STATE).write_bytes(msgspec.json.encode(progress))
-    for file in building.iterdir():
-        _sync(file)
-    building.rename(target)
-    _sync(folder)
+    """Write `folder/step_N`: model, optimizer, progress."""
+    target = folder / progress.name
+    with whole_folder(target) as draft:
+        save_file(_parameters(model), draft / "model.safetensors")
+        save_file(_moments(model, optimizer), draft / "optimizer.safetensors")
+        (draft / STATE).write_bytes(msgspec.json.encode(progress))
     return target
 
 
@@ -83,11 +77,3 @@ def _restore_moments(model: Any, optimizer: torch.optim.Optimizer, moments: dict
     for label, value in moments.items():
         key, name = label.split("/", 1)
         optimizer.state[parameters[name]][key] = value
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,50 @@
+"""Folders that a crash finds whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A draft folder to fill; it becomes `target` when the body ends well, and is gone when it does not.
+
+    What is in it is on disk before it bears its name. A folder that had the name is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        for path in (*draft.iterdir(), draft):
+            sync(path)
+        _put_in_place(draft, target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the file or folder on disk before anything that comes after."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
+    if not target.exists():
+        draft.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.rename(aside / "replaced")
+        draft.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
