@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen2_vl
 
-from filmroll.errors import LayoutError
+from filmroll.errors import ImageFormatError, LayoutError
 from filmroll.families.base import Family, Placeholders
 from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.pixels.decode import decode
@@ -244,3 +244,17 @@ def assert_equal(ours: dict[str, Any], theirs: Any) -> None:
     for name, array in ours.items():
         assert array.dtype == theirs[name].dtype
         np.testing.assert_allclose(array, theirs[name], rtol=0, atol=TOLERANCE)
+
+
+def test_a_pil_image_is_a_picture_too() -> None:
+    family = CASES[0].family
+    rgb = picture(40, 70, 1)
+    for name, array in family.pixels([Image.fromarray(rgb)]).items():
+        np.testing.assert_array_equal(array, family.pixels([rgb])[name])
+
+
+@pytest.mark.parametrize("image", [b"png", "a.png", np.zeros((4, 4)), np.zeros((3, 4, 4), np.uint8), None])
+def test_anything_else_is_refused_by_its_number(image: Any) -> None:
+    with pytest.raises(ImageFormatError) as refusal:
+        CASES[0].family.pixels([picture(40, 70, 1), image])
+    assert refusal.value.index == 1

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from filmroll.families.checkpoint import Checkpoint
+from filmroll.errors import ImageFormatError
 from filmroll.image import ImageRef
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -81,9 +83,16 @@ class Family(ABC):
     def layout(self, width: int, height: int) -> Layout:
         """What an image of this size becomes; LayoutError where the processor refuses it too."""
 
+    def pixels(self, images: Sequence[Rgb | Image.Image]) -> Arrays:
+        """The processor's own arrays for these pictures, in order; none for no pictures.
+
+        A picture is a uint8 array [height, width, 3], or a PIL image.
+        """
+        return self._pixels([_rgb(image, index) for index, image in enumerate(images)])
+
     @abstractmethod
-    def pixels(self, images: Sequence[Rgb]) -> Arrays:
-        """The processor's own arrays for these pictures, in order; none for no pictures."""
+    def _pixels(self, images: Sequence[Rgb]) -> Arrays:
+        """`pixels` of pictures that are known to be arrays."""
 
     @abstractmethod
     def cost(self, layout: Layout) -> int:
@@ -104,3 +113,16 @@ class Family(ABC):
             payload=layout.payload,
             tokens=layout.tokens,
         )
+
+
+def _rgb(image: object, index: int) -> Rgb:
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise ImageFormatError(
+        f"a picture is a uint8 array [height, width, 3] or a PIL image, this is a {what}",
+        remedy="store.put() takes other kinds of images and makes them so",
+        index=index,
+    )

@@ -92,7 +92,7 @@ class QwenVL(Family):
             payload={"image_grid_thw": [[1, rows, columns]]},
         )
 
-    def pixels(self, images: Sequence[Rgb]) -> Arrays:
+    def _pixels(self, images: Sequence[Rgb]) -> Arrays:
         if not images:
             return {}
         settings = self.settings
