@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+EXTRAS = frozenset({"jinja2", "matplotlib", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
+"""Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 
@@ -112,5 +114,10 @@ def main() -> None:
     except FilmrollError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         sys.exit(2 if error.status < 500 else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        typer.secho(f"{error.name} is not installed; this command needs filmroll[all]", fg="red", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

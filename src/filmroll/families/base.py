@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from filmroll.families.checkpoint import Checkpoint
 from filmroll.errors import ImageFormatError
+from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.wire.descriptor import ImageDescriptor
 
