@@ -35,7 +35,9 @@ class Display:
             disable=not self._console.is_terminal,
         )
         self._tasks = {
-            phase: self._bar.add_task(phase, total=total, figures="") for phase, total in self._totals.items() if total
+            phase: self._bar.add_task(phase, total=total, figures="starting")
+            for phase, total in self._totals.items()
+            if total
         }
 
     def __enter__(self) -> Display:
