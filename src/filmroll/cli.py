@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
     from filmroll.run.config import help_text, load_config
-    from filmroll.run.directory import RunDirectory
+    from filmroll.run.directory import RunDirectory, newest_run
     from filmroll.run.orchestrator import train as run_training
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
@@ -44,16 +44,15 @@ def train(
             raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
         run = RunDirectory.open(resume)
         run.mend()
-        settings = run.config()
     else:
-        settings = load_config(Path(str(config)), context.args)
-        run = RunDirectory.create(settings)
-    control = Path(settings.run.control).expanduser() if settings.run.control else None
+        run = RunDirectory.create(load_config(Path(str(config)), context.args))
+    settings = run.config()
+    control = newest_run(settings.run.control) if settings.run.control else None
     with Display(settings, run.path) as display:
         try:
             run_training(settings, run, display.step, resume=resume is not None)
         finally:
-            report = write_report(run.path, control=control if control and control.is_dir() else None)
+            report = write_report(run.path, control=control)
     typer.echo(display.conclusion(report))
 
 
@@ -103,7 +102,6 @@ def _play(role: str, run: Path, name: str) -> None:
     from filmroll.run.roles import ROLES
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     ROLES[role](RunDirectory.open(run), name)
 
 

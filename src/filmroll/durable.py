@@ -21,8 +21,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.chmod(0o755)
-        for path in (*draft.iterdir(), draft):
-            sync(path)
+        for file in draft.iterdir():
+            file.chmod(0o644)
+            sync(file)
+        sync(draft)
         _put_in_place(draft, target)
         sync(target.parent)
     finally:

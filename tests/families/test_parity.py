@@ -258,3 +258,10 @@ def test_anything_else_is_refused_by_its_number(image: Any) -> None:
     with pytest.raises(ImageFormatError) as refusal:
         CASES[0].family.pixels([picture(40, 70, 1), image])
     assert refusal.value.index == 1
+
+
+def test_a_pil_image_is_read_as_the_store_reads_it() -> None:
+    family = CASES[0].family
+    clear = Image.new("RGBA", (70, 40), (9, 9, 9, 0))
+    white = np.full((40, 70, 3), 255, np.uint8)
+    np.testing.assert_array_equal(family.pixels([clear])["pixel_values"], family.pixels([white])["pixel_values"])

@@ -129,6 +129,21 @@ def test_a_turn_that_cannot_be_extended_says_so(renderer):
         renderer.bridge(prompt, [1, end, 2], [user(text("y"))])
 
 
+def test_what_the_text_renderer_cannot_do_is_a_render_error(renderer):
+    video = {"type": "video", "video": "a.mp4"}
+    with pytest.raises(RenderError):
+        renderer.render([user(video)])
+    prompt = renderer.render([user(text("x"))])
+    with pytest.raises(RenderError):
+        renderer.bridge(prompt, renderer.stop_token_ids[:1], [user(video)])
+
+
+def test_a_refused_message_leaves_no_image_behind(renderer):
+    with pytest.raises(PlaceholderTextError):
+        renderer.ingest([user(image(), text("<|image_pad|>"))])
+    assert not renderer.store.root.exists()
+
+
 parts = st.lists(
     st.one_of(
         st.text(max_size=20).filter(lambda words: "<|" not in words).map(text),
@@ -151,6 +166,8 @@ def test_law_prefix(renderer, turns):
         before = [*prompt.logical, *completion]
         assert longer.logical[: len(before)] == before
         assert longer.images[: len(prompt.images)] == prompt.images
+        assert len(longer.sampled) == len(longer.logical)
+        assert sum(longer.sampled) == sum(prompt.sampled) + len(completion)
         expanded, earlier = longer.expanded(), prompt.expanded()
         np.testing.assert_array_equal(expanded.token_ids[: len(earlier.token_ids)], earlier.token_ids)
         assert expanded.offsets[: len(earlier.offsets)] == earlier.offsets

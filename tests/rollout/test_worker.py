@@ -23,6 +23,7 @@ from filmroll.rollout.client import generate_request
 from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams, encode
+from filmroll.wire.packed import pack
 
 SAMPLING = SamplingParams(max_tokens=6)
 
@@ -56,7 +57,10 @@ def test_a_rollout_keeps_tokens_references_and_nothing_else(served, there):
     assert played.requests == 3
     assert played.receipt.consumed == played.images_sent > 0
     assert trajectory.expected
-    assert not {"pixel_values", "data:image"} & set(str(trajectory.images).split())
+    packed = pack(trajectory)
+    assert len(packed) < 4096
+    assert b"pixel_values" not in packed
+    assert b"data:image" not in packed
 
 
 def test_law_once_on_disk(served, there):
@@ -129,26 +133,25 @@ def test_a_broken_rollout_is_one_clear_error_and_others_go_on(served, there, env
     assert fine.requests == 3
 
 
-def test_an_image_deleted_between_turns_is_named_by_the_engine(served, there):
-    class Deleting(Typing):
-        def episode(self, seed):
-            return Deleting(self.source, self.text, self.turns)
+def test_an_image_deleted_before_the_engine_reads_it_is_named(served, there):
+    import numpy as np
 
-        async def reply(self, answer):
-            for path in served.store.rglob("*"):
-                if path.is_file():
-                    path.unlink()
-            self.source = picture(2)
-            return await super().reply(answer)
+    kept, lost = (np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8) for number in (41, 42))
+    message = {"role": "user", "content": [{"type": "image", "image": one} for one in (kept, lost)]}
+    prompt = there.render([message])
+    for path in served.store.rglob(f"{prompt.images[1].image.sha256}.png"):
+        path.unlink()
 
-    def picture(level):
-        import numpy as np
+    async def ask():
+        client = EngineClient(served.url, "tiny")
+        try:
+            return await client.generate(prompt, SAMPLING, request_id="r")
+        finally:
+            await client.close()
 
-        return np.full((64, 64, 3), level, np.uint8)
-
-    (broken,) = play(served.url, there, [RolloutTask("x", 1, SAMPLING)], Deleting(picture(1)))
-    # The engine may still hold the first picture's pixels; a new engine would not. Either way nothing is silent.
-    assert isinstance(broken, EngineRefusedError) or broken.receipt.consumed == broken.images_sent
+    with pytest.raises(EngineRefusedError, match="404 image_not_found") as refused:
+        asyncio.run(ask())
+    assert refused.value.index == 1
 
 
 def test_a_server_that_is_not_there_is_said_to_be(there):

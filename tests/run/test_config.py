@@ -1,5 +1,6 @@
 """Configuration: file, then flags, and nothing else; what is wrong is said with its place."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -7,7 +8,7 @@ import pytest
 
 from filmroll.errors import ConfigError
 from filmroll.run.config import Config, help_text, load_config
-from filmroll.run.directory import RunDirectory, resolve
+from filmroll.run.directory import RunDirectory, newest_run, resolve
 
 FILE = """
 seed = 3
@@ -110,7 +111,9 @@ def test_a_run_never_writes_over_another(tmp_path):
 def test_a_run_remembers_its_configuration(tmp_path):
     config = config_for(tmp_path, seed=5, environment={"images": "blank"})
     run = RunDirectory.create(config)
-    assert RunDirectory.open(run.path).config() == config
+    assert RunDirectory.open(run.path).config() == config.model_copy(
+        update={"run": config.run.model_copy(update={"directory": str(run.path)})}
+    )
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
@@ -124,8 +127,34 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path):
 def test_the_store_is_in_the_run_unless_configured(tmp_path):
     run = RunDirectory.create(config_for(tmp_path))
     assert run.store_url(run.config()) == str(run.path / "assets" / "images")
-    elsewhere = config_for(tmp_path, multimodal={"store": str(tmp_path / "${RUN_ID}" / "pictures")})
-    assert run.store_url(elsewhere) == str(tmp_path / run.path.name / "pictures")
+    elsewhere = RunDirectory.create(config_for(tmp_path, multimodal={"store": str(tmp_path / "${RUN_ID}" / "p")}))
+    assert elsewhere.store_url(elsewhere.config()) == str(tmp_path / elsewhere.path.name / "p")
+
+
+def test_what_is_saved_means_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config.model_validate({"model": "m", "run": {"directory": "r"}, "multimodal": {"store": "s"}})
+    saved = RunDirectory.create(config).config()
+    assert (saved.model, saved.run.directory) == (str(tmp_path / "m"), str(tmp_path / "r"))
+    assert saved.multimodal.store == str(tmp_path / "s")
+
+
+@pytest.mark.parametrize("model", ["", "tiny:qwen", "tiny:"])
+def test_there_is_one_tiny_model(tmp_path, model):
+    with pytest.raises(ValueError, match="no model"):
+        config_for(tmp_path, model=model)
+
+
+def test_the_control_is_the_newest_of_its_name(tmp_path):
+    assert newest_run(str(tmp_path / "run")) is None
+    for _ in range(3):
+        RunDirectory.create(config_for(tmp_path))
+    os.utime(tmp_path / "run" / "config.json", (1, 1))
+    os.utime(tmp_path / "run-2" / "config.json", (9e9, 9e9))
+    (tmp_path / "run-old").mkdir()
+    (tmp_path / "run-old" / "config.json").write_text("{}")
+    os.utime(tmp_path / "run-old" / "config.json", (9.1e9, 9.1e9))
+    assert newest_run(str(tmp_path / "run")) == tmp_path / "run-2"
 
 
 def test_paths_are_resolved_in_one_place(monkeypatch, tmp_path):
@@ -139,7 +168,9 @@ def test_a_torn_line_is_cut_before_more_is_written(tmp_path):
     run.metrics({"step": 1})
     with run.metrics_file.open("a") as file:
         file.write('{"step": 2, "rew')
+    (run.checkpoints / ".step_000004-x1").mkdir()
     run.mend()
+    assert list(run.checkpoints.iterdir()) == []
     run.metrics({"step": 3})
     assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 3}\n'
     run.mend()

@@ -86,6 +86,15 @@ def test_a_fall_of_the_other_side_reaches_the_caller():
     talk(conversation)
 
 
+@pytest.mark.parametrize("frames", [[b"x"], [b"1", b"x"], [b"1", b"\xc1"], [b"1", b"a", b"b"], [b""] * 9])
+def test_whatever_a_stranger_sends_the_listener_goes_on(frames):
+    async def conversation(caller):
+        await caller._socket.send_multipart(frames)
+        assert (await caller.call("echo", Text("after"), Text)).text == "after"
+
+    talk(conversation)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, np.uint8])
 def test_arrays_come_back_as_they_went(dtype):
     values = np.arange(5).astype(dtype)

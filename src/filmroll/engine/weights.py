@@ -3,7 +3,7 @@
     <folder>/step_<version>/model.safetensors
                             manifest.json      version, sha256 of the file, what is in it
 
-A version appears whole or not at all. A reader looks at hash, names, shapes and types before a
+A version appears whole or not at all. A reader looks at hash, names and shapes before a
 tensor is loaded, so a wrong file leaves the model that it was meant for as it was.
 """
 

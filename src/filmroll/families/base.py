@@ -14,6 +14,7 @@ from PIL import Image
 from filmroll.errors import ImageFormatError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
+from filmroll.store.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
 
 Rgb = npt.NDArray[np.uint8]
@@ -86,7 +87,7 @@ class Family(ABC):
     def pixels(self, images: Sequence[Rgb | Image.Image]) -> Arrays:
         """The processor's own arrays for these pictures, in order; none for no pictures.
 
-        A picture is a uint8 array [height, width, 3], or a PIL image.
+        A picture is a uint8 array [height, width, 3], or a PIL image, which is read as the store reads it.
         """
         return self._pixels([_rgb(image, index) for index, image in enumerate(images)])
 
@@ -117,7 +118,7 @@ class Family(ABC):
 
 def _rgb(image: object, index: int) -> Rgb:
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(upright_rgb(image).convert("RGB"))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return image
     what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

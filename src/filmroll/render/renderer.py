@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from filmroll.wire.descriptor import ImageDescriptor
 class Rendered:
     """A prompt: logical tokens, the images of its pads in order, and what was sampled.
 
-    `sampled` marks the tokens of assistant messages that a model would itself have produced.
+    `sampled` marks the logical tokens that a model produced, or would itself have produced.
     """
 
     logical: list[int]
@@ -44,21 +45,24 @@ class Renderer:
         self.family = family
         self.store = store
 
-    def ingest(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Put the messages' images into the store; the only part of rendering that touches a disk."""
+    def ingest(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> list[dict[str, Any]]:
+        """Refuse what spells a placeholder, then put the images into the store.
+
+        It is the only part of rendering that touches a disk; messages that went through it before
+        are rendered without.
+        """
+        refuse_placeholders(messages, tools, self.family.placeholders.texts)
         return store_images(messages, self.store)
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
     ) -> Rendered:
         """A conversation from its beginning."""
-        stored = self._checked(messages, tools)
-        try:
+        stored = self.ingest(messages, tools=tools)
+        with _rendering():
             tokens = self._text.render(
                 stored, tools=tools, add_generation_prompt=add_generation_prompt, process_multimodal=False
             )
-        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-            raise RenderError(f"these messages cannot be rendered: {error}") from error
         return self._rendered(tokens.token_ids, self._describe(stored), list(tokens.sampled_mask))
 
     def bridge(
@@ -74,19 +78,22 @@ class Renderer:
         PrefixError where the model's template cannot extend it so; then the conversation has to be
         rendered anew, as a branch of its own.
         """
-        stored = self._checked(new_messages, tools)
+        stored = self.ingest(new_messages, tools=tools)
         before = [*previous.logical, *completion_ids]
         if previous.pad in completion_ids:
             raise PrefixError("the completion contains an image placeholder, which nothing may sample")
-        bridged = self._text.bridge_to_next_turn(
-            previous.logical, list(completion_ids), stored, tools=tools, process_multimodal=False
-        )
+        with _rendering():
+            bridged = self._text.bridge_to_next_turn(
+                previous.logical, list(completion_ids), stored, tools=tools, process_multimodal=False
+            )
         if bridged is None or bridged.token_ids[: len(before)] != before:
             raise PrefixError(
                 "the new messages do not extend the conversation so far token for token",
                 remedy="Render the whole conversation anew, as a branch of its own",
             )
-        return self._rendered(bridged.token_ids, [*previous.images, *self._describe(stored)], [])
+        sampled = [*previous.sampled, *([True] * len(completion_ids))]
+        sampled += [False] * (len(bridged.token_ids) - len(sampled))
+        return self._rendered(bridged.token_ids, [*previous.images, *self._describe(stored)], sampled)
 
     def parse(self, completion_ids: Sequence[int]) -> str:
         """The text that a completion says, without its stop token."""
@@ -97,10 +104,6 @@ class Renderer:
     def stop_token_ids(self) -> list[int]:
         ids: list[int] = self._text.get_stop_token_ids()
         return ids
-
-    def _checked(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-        refuse_placeholders(messages, tools, self.family.placeholders.texts)
-        return self.ingest(messages)
 
     def _describe(self, stored: Sequence[Message]) -> list[ImageDescriptor]:
         return [self.family.describe(image) for image in images_of(stored)]
@@ -116,13 +119,22 @@ class Renderer:
         return Rendered(logical, images, pad, sampled)
 
 
+@contextmanager
+def _rendering() -> Iterator[None]:
+    """What the text renderer raises about messages becomes a RenderError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise RenderError(f"these messages cannot be rendered: {error}") from error
+
+
 def load_renderer(model_dir: str | Path, store: Store) -> Renderer:
     """The renderer of a checkpoint, writing images to `store`."""
     family = load_family(model_dir)
     if family.renderer is None:
         raise CheckpointError(
             f"no text renderer is known for this checkpoint of family {family.name!r}",
-            remedy="Qwen3-VL, Qwen3.5 and Qwen3.6 have one",
+            remedy="Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8 have one",
         )
     tokenizer = TextTokenizer.load(Path(model_dir))
     return Renderer(_text_renderer(family.renderer, tokenizer), tokenizer, family, store)

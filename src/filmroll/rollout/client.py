@@ -87,7 +87,7 @@ class EngineClient:
                     raise _refusal(status, content)
                 failed = EngineUnavailableError(f"the engine failed: {_refusal(status, content)}")
             if attempt < _ATTEMPTS:
-                await asyncio.sleep(_FIRST_DELAY * 2**attempt)
+                await asyncio.sleep(_FIRST_DELAY * 2 ** (attempt - 1))
         raise failed
 
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -19,6 +19,9 @@ from pydantic_settings import (
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
 from filmroll.train.step import TrainerConfig
+
+TINY = "tiny:qwen3_vl"
+"""The small random model that a run builds for itself."""
 
 
 class Section(BaseModel):
@@ -82,7 +85,7 @@ class RlConfig(Section):
 class SamplingConfig(Section):
     """The `[sampling]` section."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3)
     """Sampling temperature of rollouts."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 keeps every token."""
@@ -105,6 +108,8 @@ class EngineConfig(Section):
     """Memory for decoded images, in MiB."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of the engine."""
+    device: str = "cpu"
+    """Where the engine's model runs, as torch names it."""
 
 
 class Config(BaseSettings):
@@ -121,7 +126,7 @@ class Config(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    model: str = "tiny:qwen3_vl"
+    model: str = TINY
     """A model folder, or `tiny:qwen3_vl` for a small random one that the run builds."""
     seed: int = 0
     """Decides episodes, demonstrations and the tiny model's weights."""
@@ -133,6 +138,13 @@ class Config(BaseSettings):
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     trainer: TrainerConfig = TrainerConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        if not model or (model.startswith("tiny:") and model != TINY):
+            raise ValueError(f"{model!r} is no model: name a folder, or {TINY}")
+        return model
 
     @classmethod
     def settings_customise_sources(

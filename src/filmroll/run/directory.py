@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from filmroll.errors import ConfigError, RunError
-from filmroll.run.config import Config, saved_config
+from filmroll.run.config import TINY, Config, saved_config
 
 
 class RunDirectory:
@@ -44,7 +45,7 @@ class RunDirectory:
             run = cls(path)
             for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
                 folder.mkdir()
-            run.config_file.write_text(config.model_dump_json(indent=2))
+            run.config_file.write_text(_resolved(config, path).model_dump_json(indent=2))
             return run
         raise RunError(f"there are too many runs named {wanted.name}", remedy="Choose another run.directory")
 
@@ -57,7 +58,10 @@ class RunDirectory:
         return run
 
     def mend(self) -> None:
-        """Cut off the line that a kill has torn, so that what is appended next begins a line of its own."""
+        """Clear away what a kill has left: a torn last line, and folders that were never finished."""
+        for folder in (self.weights, self.checkpoints):
+            for draft in folder.glob(".step_*"):
+                shutil.rmtree(draft, ignore_errors=True)
         for path in (self.metrics_file, self.events_file):
             if path.exists():
                 whole = path.read_bytes().rpartition(b"\n")
@@ -68,9 +72,11 @@ class RunDirectory:
 
     def store_url(self, config: Config) -> str:
         """Where this run's images are; every process asks here."""
-        if config.multimodal.store:
-            return str(resolve(config.multimodal.store, run_id=self.path.name))
-        return str(self.path / "assets" / "images")
+        return config.multimodal.store or str(self.path / "assets" / "images")
+
+    def images(self, config: Config) -> set[str]:
+        """The digests of the images that the run's store holds by now."""
+        return {path.stem for path in Path(self.store_url(config)).glob("[0-9a-f][0-9a-f]/*")}
 
     def event(self, kind: str, **fields: Any) -> None:
         _append(self.events_file, {"time": time.time(), "kind": kind, **fields})
@@ -82,6 +88,27 @@ class RunDirectory:
         """A step's rollouts for people, one a line."""
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rollouts)
         (self.rollouts / f"step_{step:06d}.jsonl").write_text(lines)
+
+
+def newest_run(path: str) -> Path | None:
+    """The newest of the runs that were given this directory, each with the number it was given."""
+    wanted = resolve(path)
+    runs = [one for one in wanted.parent.glob(f"{wanted.name}*") if (one / "config.json").is_file()]
+    numbered = [one for one in runs if one == wanted or one.name.removeprefix(f"{wanted.name}-").isdecimal()]
+    return max(numbered, key=lambda one: (one / "config.json").stat().st_mtime, default=None)
+
+
+def _resolved(config: Config, path: Path) -> Config:
+    """The configuration without anything that would mean another place from another folder."""
+    store = config.multimodal.store
+    sections = {
+        "run": config.run.model_copy(update={"directory": str(path)}),
+        "multimodal": config.multimodal.model_copy(
+            update={"store": str(resolve(store, run_id=path.name)) if store else ""}
+        ),
+        "model": config.model if config.model == TINY else str(resolve(config.model, run_id=path.name)),
+    }
+    return config.model_copy(update=sections)
 
 
 def resolve(path: str, *, run_id: str | None = None) -> Path:

@@ -17,7 +17,7 @@ from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
-from filmroll.run.config import Config
+from filmroll.run.config import TINY, Config
 from filmroll.run.crew import Crew, crew
 from filmroll.run.directory import RunDirectory
 from filmroll.run.metrics import rl_row, warmup_row
@@ -55,7 +55,7 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
     """Run the configured training to its end, in this process and those it starts."""
     run.event("resumed" if resume else "started", chance=config.environment.chance)
     try:
-        if config.model.startswith("tiny:"):
+        if config.model == TINY:
             _build_tiny_model(run.model, config.seed)
         # Said here, a wrong model is one clear error; said by a process, it would be a process that ended.
         load_family(model_dir(run, config))
@@ -84,8 +84,9 @@ async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
 class Orchestrator:
     """Drives a crew through warm-up and reinforcement learning.
 
-    All that a step needs follows from the configuration, the step's number and the trainer's state,
-    so a run that is resumed at a checkpoint goes on as it would have gone.
+    Which episodes a step plays follows from the configuration and the step's number alone, and all
+    else from the trainer's state: a run that is resumed at a checkpoint goes on with the same
+    episodes and the same policy. What is sampled in them is drawn anew.
     """
 
     def __init__(self, config: Config, run: RunDirectory, hands: Crew, observe: Observer) -> None:
@@ -95,7 +96,7 @@ class Orchestrator:
         self._observe = observe
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
-        self._seen: set[str] = set()
+        self._seen = run.images(config)
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,
@@ -124,6 +125,7 @@ class Orchestrator:
         weights = LossWeights(cross_entropy=1.0)
         made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
         report = await self._train_step(made, DEMONSTRATED, self._config.warmup.learning_rate)
+        self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:

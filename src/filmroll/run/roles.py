@@ -14,7 +14,7 @@ from filmroll.materialize import Materializer
 from filmroll.render import load_renderer
 from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import RolloutTask, Worker
-from filmroll.run.config import Config
+from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.launch import announce, end_with_starter
 from filmroll.store import open_store
@@ -55,6 +55,7 @@ def run_engine(run: RunDirectory, name: str) -> None:
         max_batch=config.engine.max_batch,
         max_model_len=config.engine.max_model_len,
         cache_bytes=config.engine.cache_mb * MiB,
+        device=config.engine.device,
         seed=config.seed,
     )
 
@@ -123,9 +124,9 @@ ROLES = {"engine": run_engine, "worker": run_worker, "trainer": run_trainer}
 
 def model_dir(run: RunDirectory, config: Config) -> Path:
     """The model's folder; the orchestrator has built it where the configuration asks for a tiny one."""
-    return run.model if config.model.startswith("tiny:") else Path(config.model).expanduser().absolute()
+    return run.model if config.model == TINY else Path(config.model)
 
 
 def model_name(config: Config) -> str:
     """How the engine names the model."""
-    return config.model if config.model.startswith("tiny:") else Path(config.model).name
+    return config.model if config.model == TINY else Path(config.model).name

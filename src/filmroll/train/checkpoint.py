@@ -37,13 +37,13 @@ def restore(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> Progr
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(parameters[name])
-    except (OSError, KeyError, RuntimeError, SafetensorError, msgspec.DecodeError) as error:
+        _restore_moments(model, optimizer, moments)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, msgspec.DecodeError) as error:
         raise RunError(
             f"checkpoint {folder.name} cannot be restored",
             remedy="Delete it to resume from the one before",
             private=str(error),
         ) from error
-    _restore_moments(model, optimizer, moments)
     return progress
 
 

@@ -54,7 +54,7 @@ class TrainerService:
         return handler
 
     def _publish(self, message: Publish) -> Ask:
-        write_weights(dict(self._trainer.model.named_parameters()), self._weights, message.version)
+        write_weights(self._trainer.model.state_dict(), self._weights, message.version)
         self._drop_old_weights(message.version)
         return Ask()
 

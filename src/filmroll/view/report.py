@@ -12,7 +12,6 @@ import jinja2
 from markupsafe import Markup
 
 from filmroll.errors import RunError
-from filmroll.run.directory import resolve
 from filmroll.view import plots, summary, svg, words
 from filmroll.view.contact_sheet import contact_sheet
 from filmroll.view.darkroom import Darkroom
@@ -76,7 +75,7 @@ def _images(run: RunRecord) -> Path:
     """The run's store, as its own processes found it."""
     configured = run.config.get("multimodal")
     store = configured.get("store") if isinstance(configured, dict) else None
-    return resolve(store, run_id=run.name) if isinstance(store, str) and store else run.path / "assets" / "images"
+    return Path(store) if isinstance(store, str) and store else run.path / "assets" / "images"
 
 
 def _plots(run: RunRecord, control: RunRecord | None, chance: float) -> dict[str, Any]:

@@ -52,7 +52,11 @@ class Listener:
         """Answer calls until cancelled."""
         try:
             while True:
-                sender, number, body = await self._socket.recv_multipart()
+                frames = await self._socket.recv_multipart()
+                if len(frames) != 3:
+                    _log.warning("passed over a message of %d frames, a call has 3", len(frames))
+                    continue
+                sender, number, body = frames
                 task = asyncio.create_task(self._answer(sender, number, body))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
@@ -106,7 +110,8 @@ class Caller:
 
     async def _read(self) -> None:
         while True:
-            number, word, result = await self._socket.recv_multipart()
+            frames = await self._socket.recv_multipart()
+            number, word, result = frames if len(frames) == 3 else (b"", b"", b"")
             future = self._waiting.get(number)
             if future is not None and not future.done():
                 future.set_result((word, result))

@@ -41,7 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)] = 16
     temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
+    top_k: Annotated[int, msgspec.Meta(ge=-1, lt=2**31)] = 0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=1024)] = []
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = 1

@@ -1,0 +1,121 @@
+"""The trainer as a process sees it: weights that an engine takes, checkpoints that come back whole."""
+
+import asyncio
+import shutil
+
+import pytest
+import torch
+
+from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.errors import RunError
+from filmroll.families import load_family
+from filmroll.materialize import Materializer
+from filmroll.materialize.feed import load_model, suppress
+from filmroll.store import open_store
+from filmroll.train import checkpoint
+from filmroll.train.service import TrainerService
+from filmroll.train.step import Ask, Progress, Publish, TrainerConfig
+from filmroll.wire.generate import GenerateRequest, SamplingParams
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def model_dir(request, tiny_model, tmp_path_factory):
+    """The tiny model, and the same with its output layer tied to its embeddings, as small releases are."""
+    if not request.param:
+        return tiny_model
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    shutil.copytree(tiny_model, folder)
+    model = load_model(tiny_model)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    model.save_pretrained(folder)
+    return folder
+
+
+def service(model_dir, tmp_path):
+    materializer = Materializer(open_store(tmp_path / "images"), load_family(model_dir))
+    return TrainerService(
+        model_dir,
+        materializer,
+        TrainerConfig(threads=1),
+        weights=tmp_path / "weights",
+        checkpoints=tmp_path / "checkpoints",
+        keep=2,
+    )
+
+
+def call(made, name, message):
+    return asyncio.run(made.handlers()[name][1](message))
+
+
+def disturb(made, seed=0):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for value in made._trainer.model.parameters():
+            value.add_(torch.randn_like(value) * 0.05)
+
+
+def test_published_weights_are_what_the_engine_samples_with(model_dir, tmp_path):
+    made = service(model_dir, tmp_path)
+    disturb(made)
+    call(made, "publish", Publish(3))
+    tokens = [65, 66, 67, 68]
+    with torch.no_grad():
+        logits = made._trainer.model(input_ids=torch.tensor([tokens])).logits
+    expected = int(suppress(logits, load_family(model_dir))[0, -1].argmax())
+    materializer = Materializer(open_store(tmp_path / "images"), load_family(model_dir))
+    with EmbeddedEngine(model_dir, materializer.family, materializer, weights_dir=tmp_path / "weights") as engine:
+
+        async def ask():
+            await engine.update_weights(3)
+            return await engine.generate(GenerateRequest(tokens, SamplingParams(max_tokens=1, temperature=0)))
+
+        answer = asyncio.run(ask())
+    assert answer.choices[0].token_ids[0] == expected
+    assert answer.choices[0].weight_versions[0].version == "3"
+
+
+def test_old_versions_are_dropped_and_the_last_two_kept(model_dir, tmp_path):
+    made = service(model_dir, tmp_path)
+    for version in range(4):
+        call(made, "publish", Publish(version))
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["step_2", "step_3"]
+
+
+def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_path):
+    made = service(model_dir, tmp_path)
+    trainer = made._trainer
+    for value in trainer.model.parameters():
+        value.grad = torch.ones_like(value)
+    trainer.optimizer.step()
+    call(made, "save", Progress(2, 1))
+    kept = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    moments = {
+        name: trainer.optimizer.state[value]["exp_avg_sq"].clone() for name, value in trainer.model.named_parameters()
+    }
+    disturb(made)
+
+    other = service(model_dir, tmp_path)
+    assert call(other, "restore", Ask()) == Progress(2, 1)
+    for name, value in other._trainer.model.named_parameters():
+        assert torch.equal(value, kept[name])
+        assert torch.equal(other._trainer.optimizer.state[value]["exp_avg_sq"], moments[name])
+
+
+def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_restored(model_dir, tmp_path):
+    made = service(model_dir, tmp_path)
+    assert call(made, "restore", Ask()) == Progress()
+    for step in range(4):
+        call(made, "save", Progress(0, step))
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_000002", "step_000003"]
+    assert call(made, "restore", Ask()) == Progress(0, 3)
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(tiny_model, tmp_path, damage):
+    made = service(tiny_model, tmp_path)
+    call(made, "save", Progress(0, 1))
+    folder = checkpoint.newest(tmp_path / "checkpoints")
+    (folder / damage).write_bytes(b"{")
+    with pytest.raises(RunError, match="step_000001"):
+        call(made, "restore", Ask())
