@@ -31,7 +31,7 @@ def batch(old, advantages, rl=1.0, ce=0.0):
 
 def gradient(new, made):
     logprobs = torch.tensor(new, requires_grad=True)
-    loss(logprobs, made, clip_low=0.2, clip_high=0.3).total.backward()
+    loss(logprobs, made, clip_low=0.2, clip_high=0.3, max_ratio=4.0).total.backward()
     return logprobs.grad.tolist()
 
 
@@ -47,14 +47,22 @@ def test_on_policy_it_is_the_policy_gradient():
         (0.5, 1.0, False),
         (0.79, -1.0, True),
         (0.81, -1.0, False),
-        (3.0, -1.0, False),
+        (3.9, -1.0, False),
     ],
 )
 def test_it_clips_only_where_the_step_would_go_too_far(ratio, advantage, clips):
     old, new = [-2.0], [-2.0 + float(torch.log(torch.tensor(ratio)))]
     made = batch(old, [advantage])
     assert (gradient(new, made) == [0.0]) == clips
-    assert loss(torch.tensor(new), made, clip_low=0.2, clip_high=0.3).clipped.tolist() == [float(clips)]
+    assert loss(torch.tensor(new), made, clip_low=0.2, clip_high=0.3, max_ratio=4.0).clipped.tolist() == [float(clips)]
+
+
+def test_a_token_long_left_behind_pulls_no_more():
+    made = batch([-9.0], [-1.0])
+    assert gradient([-9.0 + 1.3], made) != [0.0]
+    assert gradient([-9.0 + 1.5], made) == [0.0]
+    held = loss(torch.tensor([-1.0]), made, clip_low=0.2, clip_high=0.3, max_ratio=4.0)
+    assert held.ratios.tolist() == pytest.approx([4.0])
 
 
 def test_cross_entropy_counts_by_its_weight():
@@ -68,6 +76,6 @@ def test_an_infinite_ratio_of_an_unweighted_stream_stays_out():
 
 def test_nothing_else_moves_the_loss():
     made = batch([-1.0], [1.0])
-    total = loss(torch.tensor([-1.0]), made, clip_low=0.2, clip_high=0.2).total
+    total = loss(torch.tensor([-1.0]), made, clip_low=0.2, clip_high=0.2, max_ratio=4.0).total
     other = replace(made, temperatures=torch.full((1,), 9.0))
-    assert loss(torch.tensor([-1.0]), other, clip_low=0.2, clip_high=0.2).total == total
+    assert loss(torch.tensor([-1.0]), other, clip_low=0.2, clip_high=0.2, max_ratio=4.0).total == total

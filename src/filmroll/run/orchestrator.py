@@ -61,7 +61,7 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
         load_family(model_dir(run, config))
         asyncio.run(_train(config, run, observe))
     except BaseException as error:
-        run.event("failed", error=f"{type(error).__name__}: {error}")
+        run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
         raise
     run.event("finished")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,6 @@ if TYPE_CHECKING:
     import torch
 
     from filmroll.train.loader import Batch
-
-
-MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +21,18 @@ class Loss:
     clipped: torch.Tensor
 
 
-def loss(logprobs: torch.Tensor, batch: Batch, *, clip_low: float, clip_high: float) -> Loss:
+def loss(logprobs: torch.Tensor, batch: Batch, *, clip_low: float, clip_high: float, max_ratio: float) -> Loss:
     """GRPO's clipped surrogate with a per-token importance ratio, plus cross-entropy, each by its weight.
 
-    It is a sum: the trainer divides by the step's token count, so that packing changes nothing.
+    Ratios are held at `max_ratio`: a token that the policy has left far behind pulls no more, where
+    its advantage is negative as well. The loss is a sum: the trainer divides by the step's token
+    count, so that packing changes nothing.
     """
     import torch
 
-    # Where the stream has no weight the ratio is 1, and it is bounded elsewhere: 0 times infinity is NaN.
+    # Where the stream has no weight the ratio is 1: 0 times infinity would be NaN.
     apart = torch.where(batch.rl_weights > 0, logprobs - batch.logprobs, torch.zeros_like(logprobs))
-    ratios = torch.exp(apart.clamp(max=MAX_LOG_RATIO))
+    ratios = torch.exp(apart.clamp(max=math.log(max_ratio)))
     kept = torch.clamp(ratios, 1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratios * batch.advantages, kept * batch.advantages)
     with torch.no_grad():

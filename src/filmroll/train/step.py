@@ -27,6 +27,8 @@ class TrainerConfig(BaseModel):
     """How far below 1 an importance ratio still counts."""
     clip_high: float = Field(default=0.2, ge=0)
     """How far above 1 an importance ratio still counts."""
+    max_ratio: float = Field(default=3.0, gt=1)
+    """Importance ratios are held at this: a token that the policy has left far behind pulls no more."""
     max_tokens: int = Field(default=4096, ge=1)
     """Token area of a micro-batch: rows times the longest row."""
     cache_mb: int = Field(default=256, ge=0)

@@ -71,7 +71,13 @@ class Trainer:
     def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: _Tally) -> None:
         batch = self._loader.load(micro_batch)
         out = forward(self.model, self.family, batch)
-        lost = loss(out.logprobs, batch, clip_low=self.config.clip_low, clip_high=self.config.clip_high)
+        lost = loss(
+            out.logprobs,
+            batch,
+            clip_low=self.config.clip_low,
+            clip_high=self.config.clip_high,
+            max_ratio=self.config.max_ratio,
+        )
         (lost.total / trained).backward()  # type: ignore[no-untyped-call]
         gaps = (out.logprobs.detach() - batch.logprobs).abs()[batch.versions == version]
         tally.loss += float(lost.total.detach()) / trained
