@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from filmroll.errors import ConfigError, FilmrollError, GridError, PeerError, RequestError, every_error
+from filmroll.wire.arrays import Floats, Ints
 from filmroll.wire.channel import Caller, Listener
 from filmroll.wire.packed import failure, pack, unpack
 
@@ -129,3 +130,17 @@ def test_codes_name_one_error_each():
     codes = [kind.code for kind in every_error(FilmrollError)]
     assert len(set(codes)) == len(codes)
     assert ConfigError.code in codes
+
+
+class Counted(msgspec.Struct, frozen=True):
+    values: Ints
+    more: Floats | None = None
+
+
+def test_an_array_field_takes_its_own_elements_and_nothing_else():
+    whole = Counted(np.arange(3, dtype=np.int32), np.zeros(2, np.float32))
+    assert unpack(pack(whole), Counted).more.tolist() == [0.0, 0.0]
+    assert unpack(pack(Counted(np.zeros(1, np.int32))), Counted).more is None
+    for wrong in (np.zeros(3, np.float32), [1, 2, 3], "abc", None, 7):
+        with pytest.raises(RequestError):
+            unpack(pack(Numbers(wrong)), Counted)

@@ -7,13 +7,12 @@ needed. Tokens are kept logical, one pad per image: an image of a thousand token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from filmroll.errors import PrefixError
+from filmroll.wire.arrays import Floats, Ints
 from filmroll.wire.descriptor import ImageDescriptor
 
 ROOT = -1
@@ -28,13 +27,16 @@ class Node(msgspec.Struct, frozen=True):
     """
 
     parent: int
-    token_ids: Any
+    token_ids: Ints
     images: tuple[int, ...] = ()
-    sampled: bool = False
-    logprobs: Any = None
+    logprobs: Floats | None = None
     temperature: float = 1.0
     version: int = -1
     finish_reason: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        return self.logprobs is not None
 
 
 class Trajectory(msgspec.Struct):
@@ -70,7 +72,6 @@ class Trajectory(msgspec.Struct):
         node = Node(
             parent,
             np.asarray(token_ids, np.int32),
-            sampled=True,
             logprobs=np.asarray(logprobs, np.float32),
             temperature=temperature,
             version=version,
@@ -99,7 +100,7 @@ class Trajectory(msgspec.Struct):
     def branch_images(self, path: Sequence[Node]) -> list[ImageDescriptor]:
         return [self.images[index] for node in path for index in node.images]
 
-    def branch_tokens(self, path: Sequence[Node]) -> npt.NDArray[np.int32]:
+    def branch_tokens(self, path: Sequence[Node]) -> Ints:
         """The logical tokens of a path."""
         parts = [node.token_ids for node in path]
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)

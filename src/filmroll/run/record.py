@@ -47,7 +47,7 @@ def _turn(trajectory: Trajectory, node: Node, start: int, tokenizer: TextTokeniz
             for image, offset in zip(images, offsets, strict=True)
         ],
     }
-    if node.sampled:
+    if node.logprobs is not None:
         turn["token_ids"] = node.token_ids.tolist()
         turn["token_texts"] = [tokenizer.decode(token) for token in turn["token_ids"]]
         turn["logprobs"] = [round(float(value), 6) for value in node.logprobs]

@@ -33,12 +33,6 @@ class Connect(msgspec.Struct, frozen=True):
     engine: str
 
 
-class Version(msgspec.Struct, frozen=True):
-    """A policy version: the number of reinforcement learning updates behind it."""
-
-    number: int
-
-
 def run_engine(run: RunDirectory, name: str) -> None:
     """Serve the run's model until the starter is gone."""
     from filmroll.engine.server import serve

@@ -57,7 +57,7 @@ def _sample(
         token_ids=np.repeat(logical, counts),
         trained=along((np.full(len(node.token_ids), fresh) for node, fresh in path), np.uint8),
         logprobs=along(
-            (node.logprobs if node.sampled else np.zeros(len(node.token_ids)) for node in nodes), np.float32
+            (np.zeros(len(node.token_ids)) if node.logprobs is None else node.logprobs for node in nodes), np.float32
         ),
         temperatures=along((np.full(len(node.token_ids), node.temperature) for node in nodes), np.float32),
         versions=along((np.full(len(node.token_ids), node.version) for node in nodes), np.int32),

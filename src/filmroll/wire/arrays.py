@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.uint8]
 
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("u1")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -24,3 +29,13 @@ def decode_array(code: int, data: memoryview) -> Any:
     if dtype is None or len(data) % dtype.itemsize:
         raise ValueError(f"extension {code} of {len(data)} bytes is no array")
     return np.frombuffer(data, dtype)
+
+
+def check_array(kind: Any, value: Any) -> Any:
+    """For `dec_hook`: the value if it is an array of the elements that the field is declared with."""
+    if get_origin(kind) is not np.ndarray:
+        raise NotImplementedError(f"{kind} does not travel between filmroll's processes")
+    (wanted,) = get_args(get_args(kind)[1])
+    if not isinstance(value, np.ndarray) or value.dtype != wanted:
+        raise ValueError(f"expected a flat array of {np.dtype(wanted)}")
+    return value

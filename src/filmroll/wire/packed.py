@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from filmroll.errors import FilmrollError, RequestError
-from filmroll.wire.arrays import decode_array, encode_array
+from filmroll.wire.arrays import check_array, decode_array, encode_array
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def pack(message: Any) -> bytes:
 def unpack(body: bytes | memoryview, kind: type[T]) -> T:
     """The message of that type, or a RequestError: nothing is guessed, nothing is executed."""
     try:
-        return msgspec.msgpack.decode(body, type=kind, ext_hook=decode_array)
+        return msgspec.msgpack.decode(body, type=kind, ext_hook=decode_array, dec_hook=check_array)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"this is no {getattr(kind, '__name__', kind)}: {error}") from None
 

@@ -6,14 +6,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from filmroll.errors import TrainingError
+from filmroll.wire.arrays import Flags, Floats, Ints
 from filmroll.wire.descriptor import ImageDescriptor
-
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
-Flags = npt.NDArray[np.uint8]
 
 
 class PlacedImage(msgspec.Struct, frozen=True):
@@ -43,11 +39,11 @@ class TrainingSample(msgspec.Struct, frozen=True):
     """
 
     name: str
-    token_ids: Any
-    trained: Any
-    logprobs: Any
-    temperatures: Any
-    versions: Any
+    token_ids: Ints
+    trained: Flags
+    logprobs: Floats
+    temperatures: Floats
+    versions: Ints
     advantage: float
     weights: LossWeights
     images: list[PlacedImage] = []
