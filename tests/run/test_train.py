@@ -91,6 +91,7 @@ def test_sampled_tokens_carry_their_policy_version(finished):
 def test_nothing_is_left_running(finished):
     directory, _ = finished
     for path in (directory / "processes").glob("*.json"):
+        assert path.stat().st_mode & 0o077 == 0
         assert not psutil.pid_exists(json.loads(path.read_text())["pid"])
 
 

@@ -91,6 +91,19 @@ def test_a_fall_of_the_other_side_reaches_the_caller():
 def test_whatever_a_stranger_sends_the_listener_goes_on(frames):
     async def conversation(caller):
         await caller._socket.send_multipart(frames)
+        await caller._socket.send_multipart([caller._key, *frames])
+        assert (await caller.call("echo", Text("after"), Text)).text == "after"
+
+    talk(conversation)
+
+
+def test_who_has_no_key_gets_no_answer():
+    async def conversation(caller):
+        caller._key, key = b"0" * 32, caller._key
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await caller.call("echo", Text("let me in"), Text)
+        caller._key = key
         assert (await caller.call("echo", Text("after"), Text)).text == "after"
 
     talk(conversation)

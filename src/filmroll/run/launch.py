@@ -99,9 +99,13 @@ class Process:
 
 
 def announce(run: RunDirectory, name: str, endpoint: str) -> None:
-    """Say where this process listens: written under another name first, so that nobody reads half of it."""
+    """Say where this process listens, to this user alone: an endpoint may hold a key.
+
+    It is written under another name first, so that nobody reads half of it.
+    """
     file = _announcement(run, name)
     draft = file.with_suffix(".partial")
+    draft.touch(mode=0o600)
     draft.write_bytes(msgspec.json.encode(Announcement(os.getpid(), endpoint)))
     draft.rename(file)
 

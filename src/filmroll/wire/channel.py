@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -38,14 +39,20 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 
 class Listener:
-    """The side that works. `handlers` maps a call's name to its message type and an async function."""
+    """The side that works. `handlers` maps a call's name to its message type and an async function.
+
+    Who calls must know `endpoint` whole: behind the address stands a key, without which a message
+    is passed over. A port of this machine is open to everyone on it.
+    """
 
     def __init__(self, handlers: dict[str, tuple[type, Handler]], *, host: str = "127.0.0.1") -> None:
         self._handlers = handlers
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self.endpoint = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        self._key = secrets.token_hex(16).encode()
+        port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self.endpoint = f"tcp://{host}:{port}#{self._key.decode()}"
         self._running: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -53,10 +60,10 @@ class Listener:
         try:
             while True:
                 frames = await self._socket.recv_multipart()
-                if len(frames) != 3:
-                    _log.warning("passed over a message of %d frames, a call has 3", len(frames))
+                if len(frames) != 4 or not secrets.compare_digest(frames[1], self._key):
+                    _log.warning("passed over a message of %d frames without this process's key", len(frames))
                     continue
-                sender, number, body = frames
+                sender, _, number, body = frames
                 task = asyncio.create_task(self._answer(sender, number, body))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
@@ -87,7 +94,9 @@ class Caller:
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
+        address, _, key = endpoint.partition("#")
+        self._key = key.encode()
+        self._socket.connect(address)
         self._numbers = itertools.count()
         self._waiting: dict[bytes, asyncio.Future[tuple[bytes, bytes]]] = {}
         self._reader = asyncio.create_task(self._read())
@@ -100,7 +109,7 @@ class Caller:
         future: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await self._socket.send_multipart([number, body])
+            await self._socket.send_multipart([self._key, number, body])
             word, result = await future
         finally:
             self._waiting.pop(number, None)
