@@ -58,7 +58,9 @@ class WarmupConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     """Demonstrations in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Learning rate of the warm-up."""
+    """Learning rate of the first step."""
+    final_learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of the last step; in between it falls evenly."""
 
 
 class RlConfig(Section):

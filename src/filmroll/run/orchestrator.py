@@ -17,7 +17,7 @@ from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
-from filmroll.run.config import TINY, Config
+from filmroll.run.config import TINY, Config, RlConfig, WarmupConfig
 from filmroll.run.crew import Crew, crew
 from filmroll.run.directory import RunDirectory
 from filmroll.run.metrics import rl_row, warmup_row
@@ -124,13 +124,13 @@ class Orchestrator:
     async def _warmup_step(self, step: int, played: Sequence[Played], started: float) -> None:
         weights = LossWeights(cross_entropy=1.0)
         made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
-        report = await self._train_step(made, DEMONSTRATED, self._config.warmup.learning_rate)
+        report = await self._train_step(made, DEMONSTRATED, falling_rate(self._config.warmup, step))
         self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
         ready, sent = time.perf_counter(), self._hands.sample_bytes
-        report = await self._train_step(self._samples(gathered), step, self._learning_rate(step))
+        report = await self._train_step(self._samples(gathered), step, falling_rate(self._config.rl, step))
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
@@ -150,10 +150,6 @@ class Orchestrator:
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
             self._run.record(step, records)
-
-    def _learning_rate(self, step: int) -> float:
-        rl = self._config.rl
-        return rl.learning_rate + (rl.final_learning_rate - rl.learning_rate) * step / max(1, rl.steps - 1)
 
     async def _gather(self, step: int) -> Gathered:
         """Play a step's groups. A group with a broken rollout is left out; too many of them end the run."""
@@ -208,6 +204,11 @@ class Orchestrator:
     def _note(self, row: dict[str, Any]) -> None:
         self._run.metrics(row)
         self._observe(row)
+
+
+def falling_rate(phase: WarmupConfig | RlConfig, step: int) -> float:
+    """The learning rate of a phase's step: from the first's to the last's in a straight line."""
+    return phase.learning_rate + (phase.final_learning_rate - phase.learning_rate) * step / max(1, phase.steps - 1)
 
 
 async def _played_ahead(
