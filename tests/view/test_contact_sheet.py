@@ -121,7 +121,7 @@ def test_a_run_that_was_moved_keeps_its_images(finished: RunWriter, tmp_path: Pa
 
 def test_images_are_read_from_the_store_the_run_was_given(finished: RunWriter, tmp_path: Path) -> None:
     (finished.path / "assets" / "images").rename(tmp_path / "codeword-images")
-    finished.config(multimodal={"store": str(tmp_path / "${RUN_ID}-images")})
+    finished.config(multimodal={"store": str(tmp_path / "codeword-images")})
     assert page_of(finished).text("fault") == ""
 
 
