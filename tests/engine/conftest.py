@@ -19,7 +19,7 @@ from filmroll.image import ImageRef
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.materialize.materializer import Materializer
 from filmroll.store import open_store
-from filmroll.store.base import Store
+from filmroll.store.store import Store
 from filmroll.wire.descriptor import read_reference, write_reference
 from filmroll.wire.generate import (
     Features,

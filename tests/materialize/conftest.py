@@ -10,14 +10,16 @@ import pytest
 from filmroll.families.base import Placeholders
 from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.image import ImageRef
-from filmroll.store.files import FileStore
+from filmroll.store import Store
+from filmroll.store.files import FileShelf
 
 
-class CountingStore(FileStore):
+class CountingStore(Store):
     """A file store that remembers which images were read from it."""
 
     def __init__(self, root: Any, limits: Any = None) -> None:
-        super().__init__(root, limits)
+        super().__init__(FileShelf(root), limits)
+        self.root = Path(root)
         self.reads: list[str] = []
 
     def read(self, ref: ImageRef) -> bytes:

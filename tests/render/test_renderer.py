@@ -141,7 +141,7 @@ def test_what_the_text_renderer_cannot_do_is_a_render_error(renderer):
 def test_a_refused_message_leaves_no_image_behind(renderer):
     with pytest.raises(PlaceholderTextError):
         renderer.ingest([user(image(), text("<|image_pad|>"))])
-    assert not renderer.store.root.exists()
+    assert not renderer.store.shelf.root.exists()
 
 
 parts = st.lists(

@@ -20,6 +20,7 @@ from filmroll.store import ingest
 from filmroll.store.formats.pillow import image_errors
 from filmroll.store.header import Limits, read_header
 from filmroll.store.ingest import canonical
+from filmroll.store.recent import Recent
 from tests.store.pictures import encode, noise, png_chunk, png_file, sample_files
 
 PRIVATE = re.compile(r"0x[0-9a-f]|(^|[\s'\"(])/\w|<[\w.]+ (object|at)")
@@ -63,10 +64,10 @@ def test_a_huge_header_costs_neither_time_nor_memory(format_: str) -> None:
     data = huge(format_)
     tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageLimitError) as caught:
         canonical(data)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 0.1
@@ -78,10 +79,10 @@ def test_a_huge_header_costs_neither_time_nor_memory(format_: str) -> None:
 def test_a_small_file_of_many_pixels_is_refused_unopened() -> None:
     data = png_file(30_000, 3_000, 8, 2, bytes(3_000 * (1 + 3 * 30_000)))
     assert len(data) < 1 << 19
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageLimitError):
         canonical(data)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_each_limit_is_kept() -> None:
@@ -133,10 +134,10 @@ def repeated_parts() -> dict[str, bytes]:
 )
 def test_many_tiny_parts_cost_no_minutes(name: str, kind: type[ImageError]) -> None:
     data = repeated_parts()[name]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(kind) as caught:
         canonical(data)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     check_error(caught.value)
 
 
@@ -224,5 +225,5 @@ def test_mutated_files_are_refused_by_name_or_become_whole_images(data: bytes) -
         check_error(error)
     else:
         assert decode(image.data, max_pixels=1 << 20).shape == (image.height, image.width, 3)
-        ingest._proved = ingest._Proved(1 << 10)
+        ingest._proved = Recent(1 << 10)
         assert canonical(image.data) == image

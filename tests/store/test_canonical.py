@@ -15,8 +15,9 @@ from PIL import Image
 
 from filmroll.errors import ImageFormatError
 from filmroll.pixels.decode import decode
-from filmroll.store import FileStore, ingest
+from filmroll.store import ingest, open_store
 from filmroll.store.ingest import Canonical, canonical
+from filmroll.store.recent import Recent
 from tests.store.pictures import (
     MODES,
     ORIENTED,
@@ -36,7 +37,7 @@ CASES = [(format_, mode) for format_, modes in MODES.items() for mode in modes]
 
 def forget() -> None:
     """Make this process look at every file again, as another one would."""
-    ingest._proved = ingest._Proved(1 << 10)
+    ingest._proved = Recent(1 << 10)
 
 
 def pixels(image: Canonical) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_law_canonical(format_: str, mode: str, orientation: int, width: int, he
     expected = seen(data)
 
     with tempfile.TemporaryDirectory() as folder:
-        store = FileStore(folder)
+        store = open_store(folder)
         ref = store.put(data)
         stored = store.read(ref)
         loaded = np.asarray(load_image(str(Path(folder) / ref.sha256[:2] / Path(ref.uri).name)))

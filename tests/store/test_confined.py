@@ -21,7 +21,7 @@ from filmroll.errors import (
     OutsideStoreError,
 )
 from filmroll.image import ImageRef
-from filmroll.store import FileStore, Limits
+from filmroll.store import Limits, open_store
 from tests.store.pictures import noise
 
 change = msgspec.structs.replace
@@ -32,7 +32,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "store"
-        self.ref = FileStore(self.root).put(noise(9, 9))
+        self.ref = open_store(self.root).put(noise(9, 9))
         self.shard = self.root / self.ref.sha256[:2]
         self.object = self.shard / f"{self.ref.sha256}.png"
         self.outside = folder / "outside"
@@ -161,7 +161,7 @@ def digest_with_newline(place: Place) -> ImageRef:
 
 
 def other_stores(place: Place) -> ImageRef:
-    return FileStore(place.outside / "store").put(noise(9, 9))
+    return open_store(place.outside / "store").put(noise(9, 9))
 
 
 def temporary_file(place: Place) -> ImageRef:
@@ -208,7 +208,7 @@ ATTACKS: dict[Callable[[Place], ImageRef], type[FilmrollError]] = {
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_law_confined(attack: Callable[[Place], ImageRef], place: Place, opened: list[Path], tmp_path: Path) -> None:
     ref = attack(place)
-    store = FileStore(place.root)
+    store = open_store(place.root)
     opened.clear()
     start = time.monotonic()
     with pytest.raises(FilmrollError) as caught:
@@ -224,18 +224,18 @@ def test_law_confined(attack: Callable[[Place], ImageRef], place: Place, opened:
 
 
 def test_an_image_is_read_through_its_own_root_alone(place: Place, opened: list[Path]) -> None:
-    assert FileStore(place.root).read(place.ref) == place.secret.read_bytes()
+    assert open_store(place.root).read(place.ref) == place.secret.read_bytes()
     assert opened == [place.root, place.shard, place.object]
 
 
 def test_a_writer_does_not_follow_a_symlinked_folder_out(place: Place, opened: list[Path]) -> None:
     symlinked_folder(place)
     with pytest.raises(ImageDamagedError):
-        FileStore(place.root).put(noise(9, 9))
+        open_store(place.root).put(noise(9, 9))
     assert not any(place.outside in path.parents for path in opened)
     assert list(place.outside.iterdir()) == [place.secret]
 
 
 def test_a_larger_file_than_the_limit_is_not_read(place: Place) -> None:
     with pytest.raises(ImageLimitError):
-        FileStore(place.root, Limits(max_bytes=10)).read(place.ref)
+        open_store(place.root, Limits(max_bytes=10)).read(place.ref)

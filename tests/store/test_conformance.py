@@ -14,11 +14,11 @@ from PIL import Image
 
 from filmroll.errors import ImageDamagedError, ImageLimitError, ImageNotFoundError, OutsideStoreError
 from filmroll.image import ImageRef
-from filmroll.store import FileStore, Limits, Store
+from filmroll.store import Limits, Store, open_store
 from filmroll.store.ingest import canonical
 from tests.store.pictures import encode, noise
 
-BACKENDS: dict[str, Callable[[Path], Store]] = {"files": FileStore}
+BACKENDS: dict[str, Callable[[Path], Store]] = {"files": open_store}
 
 
 @pytest.fixture(params=BACKENDS)

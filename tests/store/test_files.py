@@ -16,7 +16,7 @@ import pytest
 
 from filmroll.errors import ConfigError, ImageDamagedError, StoreError, StoreUnavailableError
 from filmroll.image import ImageRef
-from filmroll.store import FileStore, open_store
+from filmroll.store import open_store
 from tests.store.pictures import noise
 
 PROCESSES = multiprocessing.get_context("fork")
@@ -41,7 +41,7 @@ def location(root: Path, ref: ImageRef) -> Path:
 
 def test_an_object_lies_where_its_uri_says(tmp_path: Path) -> None:
     root = tmp_path / "a b" / "100% é"
-    ref = FileStore(root).put(noise(5, 5))
+    ref = open_store(root).put(noise(5, 5))
     assert objects(root) == [location(root, ref)]
     assert ref.uri == location(root, ref).as_uri()
     assert ref.uri.isascii()
@@ -62,7 +62,7 @@ def test_open_store_takes_paths_and_file_uris(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_known_image_is_not_written_or_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FileStore(tmp_path)
+    store = open_store(tmp_path)
     ref = store.put(noise(5, 5))
     data = store.read(ref)
     monkeypatch.setattr(os, "open", None)
@@ -70,7 +70,7 @@ def test_a_known_image_is_not_written_or_read_again(tmp_path: Path, monkeypatch:
 
 
 def test_a_removed_image_is_written_again(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_store(tmp_path)
     ref = store.put(noise(5, 5))
     location(tmp_path, ref).unlink()
     assert store.read(store.put(noise(5, 5)))
@@ -78,9 +78,9 @@ def test_a_removed_image_is_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", "tmp", "??"])
 def test_a_removed_folder_is_made_again(tmp_path: Path, folder: str) -> None:
-    store = FileStore(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     ref = store.put(noise(5, 5))
-    shutil.rmtree(next((tmp_path / "store").glob(folder)) if folder else store.root)
+    shutil.rmtree(next((tmp_path / "store").glob(folder)) if folder else store.shelf.root)
     assert store.put(noise(5, 5)) == ref
     assert store.read(store.put(noise(5, 5, seed=1)))
     assert store.read(ref)
@@ -88,7 +88,7 @@ def test_a_removed_folder_is_made_again(tmp_path: Path, folder: str) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "short", "long", "empty", "symlink", "fifo"])
 def test_a_damaged_object_is_found_by_readers_and_mended_by_the_next_writer(tmp_path: Path, damage: str) -> None:
-    ref = FileStore(tmp_path).put(noise(5, 5))
+    ref = open_store(tmp_path).put(noise(5, 5))
     path = location(tmp_path, ref)
     good = path.read_bytes()
     path.unlink()
@@ -102,15 +102,15 @@ def test_a_damaged_object_is_found_by_readers_and_mended_by_the_next_writer(tmp_
         path.write_bytes({"flip": flipped, "short": good[:-1], "long": good + b"x", "empty": b""}[damage])
 
     with pytest.raises(ImageDamagedError):
-        FileStore(tmp_path).read(ref)
-    assert FileStore(tmp_path).put(noise(5, 5)) == ref
-    assert FileStore(tmp_path).read(ref) == good
+        open_store(tmp_path).read(ref)
+    assert open_store(tmp_path).put(noise(5, 5)) == ref
+    assert open_store(tmp_path).read(ref) == good
     assert path.is_file()
     assert not path.is_symlink()
 
 
 def test_every_single_changed_byte_is_found(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_store(tmp_path)
     ref = store.put(noise(3, 3))
     path = location(tmp_path, ref)
     good = path.read_bytes()
@@ -155,7 +155,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
 def test_everything_is_on_disk_before_put_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "one" / "two"
     calls = record_calls(monkeypatch, root)
-    FileStore(root).put(noise(5, 5))
+    open_store(root).put(noise(5, 5))
     above, rest = calls[: calls.index("fsync root")], calls[calls.index("fsync root") :]
     assert set(above) == {"fsync above"}
     assert len(above) >= 2  # The names of both new folders.
@@ -164,9 +164,9 @@ def test_everything_is_on_disk_before_put_returns(tmp_path: Path, monkeypatch: p
 
 def test_a_hit_on_another_writers_object_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "store"
-    FileStore(root).put(noise(5, 5))
+    open_store(root).put(noise(5, 5))
     calls = record_calls(monkeypatch, root)
-    second = FileStore(root)
+    second = open_store(root)
     second.put(noise(5, 5))
     assert calls == ["fsync above", "fsync root", "fsync root", "fsync shard"]
     second.put(noise(5, 5))
@@ -179,8 +179,8 @@ def test_without_hard_links_the_file_is_renamed(tmp_path: Path, monkeypatch: pyt
         raise OSError(code, "no links")
 
     monkeypatch.setattr(os, "link", no_links)
-    ref = FileStore(tmp_path).put(noise(5, 5))
-    assert FileStore(tmp_path).read(ref)
+    ref = open_store(tmp_path).put(noise(5, 5))
+    assert open_store(tmp_path).read(ref)
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -192,7 +192,7 @@ def test_a_failing_disk_is_said_without_paths(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(code, os.strerror(code), str(tmp_path))
 
-    store = FileStore(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fail)
         with pytest.raises(StoreUnavailableError) as caught:
@@ -206,24 +206,24 @@ def test_a_failing_disk_is_said_without_paths(
 def test_a_short_write_is_never_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:7]))
-    ref = FileStore(tmp_path).put(noise(5, 5))
-    assert FileStore(tmp_path).read(ref)
+    ref = open_store(tmp_path).put(noise(5, 5))
+    assert open_store(tmp_path).read(ref)
     monkeypatch.setattr(os, "write", lambda fd, data: len(data))
     with pytest.raises(StoreUnavailableError):
-        FileStore(tmp_path).put(noise(5, 5, seed=1))
+        open_store(tmp_path).put(noise(5, 5, seed=1))
     assert check_whole(tmp_path) == 1
 
 
 def test_a_folder_in_place_of_an_object_is_an_error(tmp_path: Path) -> None:
-    ref = FileStore(tmp_path).put(noise(5, 5))
+    ref = open_store(tmp_path).put(noise(5, 5))
     location(tmp_path, ref).unlink()
     location(tmp_path, ref).mkdir()
     with pytest.raises(StoreError):
-        FileStore(tmp_path).put(noise(5, 5))
+        open_store(tmp_path).put(noise(5, 5))
 
 
 def _put_all(root: Path, seeds: list[int]) -> None:
-    store = FileStore(root)
+    store = open_store(root)
     for seed in seeds:
         store.read(store.put(noise(40, 40, seed=seed)))
 
@@ -245,7 +245,7 @@ def test_processes_that_put_the_same_and_different_images_make_one_object_each(t
 
 
 def _put_forever(root: Path, first: int) -> None:
-    store = FileStore(root)
+    store = open_store(root)
     for seed in range(first, first + 1_000_000):
         store.put(noise(100, 100, seed=seed))
 
@@ -266,5 +266,5 @@ def test_killed_writers_leave_no_torn_or_misnamed_object(tmp_path: Path) -> None
         writer.join()
         assert writer.exitcode == -9
         assert check_whole(root) > before
-    store = FileStore(root)
+    store = open_store(root)
     assert store.read(store.put(noise(100, 100, seed=0)))

@@ -18,7 +18,7 @@ from filmroll.image import ImageRef
 from filmroll.materialize.cache import Cache, CacheCounts
 from filmroll.materialize.sheet import Picture
 from filmroll.pixels.decode import decode
-from filmroll.store.base import Store
+from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from filmroll.errors import PlaceholderTextError, RenderError
 from filmroll.image import ImageRef
-from filmroll.store.base import Store
+from filmroll.store.store import Store
 
 Message = Mapping[str, Any]
 """A chat message as OpenAI's API and `renderers` write it; an image part's source may be an ImageRef."""

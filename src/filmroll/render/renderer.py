@@ -15,7 +15,7 @@ from filmroll.families import Family, load_family
 from filmroll.render.expand import Expanded, expand
 from filmroll.render.messages import Message, images_of, refuse_placeholders, store_images
 from filmroll.render.tokenizer import TextTokenizer
-from filmroll.store.base import Store
+from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
 
 

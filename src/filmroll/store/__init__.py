@@ -9,12 +9,12 @@ import os
 import re
 
 from filmroll.errors import ConfigError, ImageSourceError
-from filmroll.store.base import Store
-from filmroll.store.files import FileStore
+from filmroll.store.files import FileShelf
 from filmroll.store.ingest import Limits
 from filmroll.store.sources import path_of
+from filmroll.store.store import Store
 
-__all__ = ["FileStore", "Limits", "Store", "open_store"]
+__all__ = ["Limits", "Store", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 
@@ -26,12 +26,12 @@ def open_store(url: str | os.PathLike[str], limits: Limits | None = None) -> Sto
     if scheme is None:
         if not text or "\0" in text:
             raise ConfigError("the store has no place", remedy="Name a folder")
-        return FileStore(os.path.expanduser(text), limits)  # noqa: PTH111 - Path raises where there is no home
+        return Store(FileShelf(os.path.expanduser(text)), limits)  # noqa: PTH111 - Path raises where there is no home
     if scheme[1].lower() != "file":
         raise ConfigError(
             f"a store cannot be opened at {scheme[1][:32]}:", remedy="A folder's path or a file: URI is supported today"
         )
     try:
-        return FileStore(path_of(text), limits)
+        return Store(FileShelf(path_of(text)), limits)
     except ImageSourceError as error:
         raise ConfigError(f"the store's place: {error.problem}", remedy=error.remedy, private=error.private) from None

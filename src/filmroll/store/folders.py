@@ -31,6 +31,18 @@ def open_folder(name: str | os.PathLike[str], *, below: int | None = None) -> It
 
 
 @contextmanager
+def open_path(path: str, *, below: int) -> Iterator[int]:
+    """The descriptor of a folder some names below another one."""
+    first, _, rest = path.partition("/")
+    with open_folder(first, below=below) as fd:
+        if not rest:
+            yield fd
+            return
+        with open_path(rest, below=fd) as inner:
+            yield inner
+
+
+@contextmanager
 def open_file(name: str, *, below: int) -> Iterator[tuple[int, int]]:
     """Descriptor and length of a regular file; ImageDamagedError if anything else bears the name."""
     try:
@@ -60,17 +72,47 @@ def read_exactly(fd: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def make_folder(name: str, *, below: int, settled: set[str]) -> None:
-    """Make a folder if it is missing, and see its name on disk unless it is among the `settled`.
+def write_whole(folder: int, name: str, data: bytes) -> None:
+    """A new file, all of it on disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o644, dir_fd=folder)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        if os.fstat(fd).st_size != len(data):
+            raise OSError(errno.EIO, "the written file has another length")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def every_file(fd: int, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All that is no folder below an opened one, in order, as (path, state); folders that go meanwhile are passed."""
+    for name in sorted(os.listdir(fd)):
+        path = f"{folder}/{name}" if folder else name
+        try:
+            state = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(state.st_mode):
+                yield path, state
+                continue
+            with open_folder(name, below=fd) as inner:
+                yield from every_file(inner, path)
+        except FileNotFoundError:
+            continue
+
+
+def make_folder(name: str, *, below: int, known: str, settled: set[str]) -> None:
+    """Make a folder if it is missing, and see its name on disk unless it is `known` to be `settled`.
 
     A folder that is there already may have been made by a process that has not come to its fsync.
     """
-    if name in settled:
+    if known in settled:
         return
     with suppress(FileExistsError):
         os.mkdir(name, dir_fd=below)
     sync_folder(below)
-    settled.add(name)
+    settled.add(known)
 
 
 def sync_folder(fd: int) -> None:

@@ -7,7 +7,6 @@ written as PNG by the policy in picture.py. Canonical bytes stay as they are whe
 from __future__ import annotations
 
 import hashlib
-import threading
 from dataclasses import dataclass
 
 from PIL import Image
@@ -16,6 +15,7 @@ from filmroll.store.formats.base import Header, Limits
 from filmroll.store.formats.pillow import image_errors, open_image
 from filmroll.store.header import read_header
 from filmroll.store.picture import encode_png, from_array, orientation, scale_key, upright_rgb
+from filmroll.store.recent import Recent
 from filmroll.store.sources import Source, fetch
 
 __all__ = ["Canonical", "Limits", "Source", "canonical"]
@@ -32,25 +32,8 @@ class Canonical:
     height: int
 
 
-class _Proved:
-    """Digests of plain files that this process has decoded: putting one again costs no decoding."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._headers: dict[str, Header] = {}
-        self._lock = threading.Lock()
-
-    def get(self, digest: str) -> Header | None:
-        return self._headers.get(digest)
-
-    def add(self, digest: str, header: Header) -> None:
-        with self._lock:
-            while len(self._headers) >= self._capacity:
-                del self._headers[next(iter(self._headers))]
-            self._headers[digest] = header
-
-
-_proved = _Proved(1 << 16)
+_proved: Recent[Header] = Recent(1 << 16)
+"""Digests of plain files that this process has decoded: putting one again costs no decoding."""
 
 
 def canonical(source: Source, limits: Limits | None = None) -> Canonical:

@@ -1,0 +1,83 @@
+"""Where bytes lie under keys, in a folder or a bucket: all that differs between stores.
+
+A key is a path of two or three names, such as `ab/abcd….png`; what keys mean is for keys.py. A
+shelf does not know what an image is: digests, damage and deduplication are for store.py. A new
+kind of place is one more Shelf, and one line in tests/store/test_conformance.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What lies under a key; `modified` is in seconds by the shelf's own clock.
+
+    `nbytes` is -1 where something other than a file is in its place.
+    """
+
+    key: str
+    nbytes: int
+    modified: float
+
+
+class Shelf(ABC):
+    """Thread-safe, safe beside any other process on the same place, and picklable.
+
+    FileNotFoundError says that a key is free, ImageDamagedError that something which is no file is
+    in the way, StoreUnavailableError that the place itself fails; nothing else is raised.
+    """
+
+    @abstractmethod
+    def uri(self, key: str) -> str:
+        """How the world names what lies under the key."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put bytes under a free key, all at once, and survive any crash from then on.
+
+        False, and nothing changed, if the key is taken.
+        """
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes) -> None:
+        """`create`, but what lies there gives way: a reader finds the old or the new, never neither."""
+
+    @abstractmethod
+    def settle(self, key: str) -> None:
+        """See to it that what another process has put under the key survives a crash."""
+
+    @abstractmethod
+    def read(self, key: str, at_most: int) -> bytes:
+        """What lies there; ImageLimitError, before anything is read, if it is longer than that."""
+
+    @abstractmethod
+    def stat(self, key: str) -> Item | None:
+        """What lies there, without opening it; None if the key is free."""
+
+    @abstractmethod
+    def touch(self, key: str) -> bool:
+        """Have it modified now, unchanged; False if the key is free."""
+
+    @abstractmethod
+    def items(self, folder: str = "") -> Iterator[Item]:
+        """Everything in a folder and the folders in it; what comes or goes meanwhile may be left out."""
+
+    @abstractmethod
+    def copy(self, key: str, to: str) -> bool:
+        """Put the same bytes under another key as well; False, and nothing changed, if that is taken."""
+
+    @abstractmethod
+    def move(self, key: str, to: str) -> None:
+        """Put what lies there, whatever it is, under another key instead; what was there gives way."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Free the key; it may be free already."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """The time by the clock that `modified` is told by."""

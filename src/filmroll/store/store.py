@@ -1,0 +1,208 @@
+"""The store: put an image once, get a reference; read a reference, get those bytes or an error.
+
+Everything that makes a store trustworthy is here, once, above any shelf: what a hit is, what
+damage is and where it goes, and that an image on its way out is still found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import anyio.to_thread
+
+from filmroll.errors import (
+    ImageDamagedError,
+    ImageLimitError,
+    ImageNotFoundError,
+    OutsideStoreError,
+    StoreError,
+    StoreUnavailableError,
+)
+from filmroll.image import EXTENSIONS, ImageRef
+from filmroll.store.ingest import Canonical, Limits, Source, canonical
+from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
+from filmroll.store.recent import Recent
+from filmroll.store.shelf import Item, Shelf
+
+log = logging.getLogger(__name__)
+
+GRACE = 86_400.0
+"""Seconds for which nothing is removed that was put, even if nothing refers to it yet.
+
+Whoever puts an image has half of this time to refer to it in a manifest or to hold a lease.
+"""
+
+_ATTEMPTS = 10
+
+
+class Store:
+    """A content-addressed store of canonical images.
+
+    Thread-safe; any number of processes and machines may use the same place at once, without locks.
+    """
+
+    def __init__(self, shelf: Shelf, limits: Limits | None = None, *, grace: float = GRACE) -> None:
+        self.shelf = shelf
+        self.limits = limits or Limits()
+        self.grace = grace
+        self._known: Recent[None] = Recent(1 << 16)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Shelf, Limits], dict[str, float]]:
+        return type(self), (self.shelf, self.limits), {"grace": self.grace}
+
+    def __repr__(self) -> str:
+        return f"Store({self.shelf!r})"
+
+    def put(self, source: Source) -> ImageRef:
+        """Make the image canonical, write it if it is new, and say where it is."""
+        return self.write(canonical(source, self.limits))
+
+    def put_many(self, sources: Sequence[Source]) -> list[ImageRef]:
+        return [self.put(source) for source in sources]
+
+    async def aput(self, source: Source) -> ImageRef:
+        """`put`, off the event loop."""
+        return await anyio.to_thread.run_sync(self.put, source)
+
+    async def aread(self, ref: ImageRef) -> bytes:
+        """`read`, off the event loop."""
+        return await anyio.to_thread.run_sync(self.read, ref)
+
+    def write(self, image: Canonical) -> ImageRef:
+        """Keep canonical bytes under their digest; once this returns, a crash loses nothing."""
+        key = object_key(object_name(image.sha256, image.media_type))
+        if not self._is_known(key, image):
+            self._keep(key, image.data)
+            self._known.add(key, None)
+        return ImageRef(
+            uri=self.shelf.uri(key),
+            sha256=image.sha256,
+            media_type=image.media_type,
+            width=image.width,
+            height=image.height,
+            nbytes=len(image.data),
+        )
+
+    def read(self, ref: ImageRef) -> bytes:
+        """The bytes whose digest and length the reference names: never others, never from elsewhere."""
+        name = self._name_inside(ref)
+        self.limits.check_bytes(ref.nbytes)
+        try:
+            data = self._find(name, ref.nbytes)
+        except FileNotFoundError as error:
+            raise ImageNotFoundError(
+                f"the store holds no image {ref.sha256}",
+                remedy="It was never put there, or was removed, or the store is not mounted",
+                private=str(error),
+            ) from None
+        except (ImageDamagedError, ImageLimitError) as error:
+            raise self._damaged(name, error.problem) from None
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise self._damaged(name, "its bytes have another digest")
+        if len(data) != ref.nbytes:
+            raise self._damaged(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
+        return data
+
+    def set_aside(self, name: str) -> bool:
+        """Move an image into quarantine, if its bytes are not those that its name says."""
+        key = object_key(name)
+        aside = f"{QUARANTINE}/{name}.{secrets.token_hex(4)}"
+        if self._is_good(key, name):
+            return False
+        self.shelf.move(key, aside)
+        if self._is_good(aside, name):
+            # Somebody put the image again just before it was moved.
+            self.shelf.copy(aside, key)
+            self.shelf.delete(aside)
+            return False
+        log.error("the stored image %s is damaged and was set aside as %s", name, aside)
+        return True
+
+    def _name_inside(self, ref: ImageRef) -> str:
+        """The one place an image can be follows from its digest; a reference to any other is refused unopened."""
+        if is_digest(ref.sha256) and ref.media_type in EXTENSIONS:
+            name = object_name(ref.sha256, ref.media_type)
+            if ref.uri == self.shelf.uri(object_key(name)):
+                return name
+        raise OutsideStoreError(
+            "the image's uri is not the place that this store gives to its digest",
+            remedy="Put the image into the store that its readers are configured with",
+            private=f"{ref.uri[:200]} is not in {self.shelf!r}",
+        )
+
+    def _find(self, name: str, nbytes: int) -> bytes:
+        """An image's bytes, also where upkeep has found no reference to it and has not removed it yet."""
+        try:
+            return self.shelf.read(object_key(name), nbytes)
+        except FileNotFoundError:
+            try:
+                return self.shelf.read(f"{TRASH}/{name}", nbytes)
+            except FileNotFoundError:
+                # It may have been restored between the two.
+                return self.shelf.read(object_key(name), nbytes)
+
+    def _is_known(self, key: str, image: Canonical) -> bool:
+        """Whether this process has verified the object before and it is still there, as long as it was."""
+        if key not in self._known:
+            return False
+        item = self.shelf.stat(key)
+        return item is not None and item.nbytes == len(image.data) and self._keep_fresh(item)
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether the object is there, durably, with exactly these bytes; a damaged one is mended."""
+        try:
+            found = self.shelf.read(key, len(data))
+        except FileNotFoundError:
+            return False
+        except (ImageDamagedError, ImageLimitError):
+            found = None
+        if found != data:
+            self._mend(key, data)
+            return True
+        self.shelf.settle(key)
+        item = self.shelf.stat(key)
+        return item is not None and self._keep_fresh(item)
+
+    def _keep(self, key: str, data: bytes) -> None:
+        for _ in range(_ATTEMPTS):
+            if self._holds(key, data) or self.shelf.create(key, data):
+                return
+            # Somebody else was faster: look at what he has put there.
+        raise StoreUnavailableError(
+            "the store says that an image is there and shows none", remedy="Look whether all hosts see the same folder"
+        )
+
+    def _mend(self, key: str, data: bytes) -> None:
+        aside = f"{QUARANTINE}/{key.rpartition('/')[2]}.{secrets.token_hex(4)}"
+        with suppress(StoreError, FileNotFoundError):
+            self.shelf.copy(key, aside)
+        self.shelf.replace(key, data)
+        log.error("what the store held as %s was damaged; it was set aside as %s and written anew", key, aside)
+
+    def _keep_fresh(self, item: Item) -> bool:
+        """Upkeep leaves alone what was put lately: an image that is put again is put lately."""
+        return time.time() - item.modified < self.grace / 2 or self.shelf.touch(item.key)
+
+    def _is_good(self, key: str, name: str) -> bool:
+        try:
+            data = self.shelf.read(key, self.limits.max_bytes)
+        except ImageDamagedError:
+            return False
+        except ImageLimitError:
+            return True  # Not for this reader to judge: others may allow more.
+        return hashlib.sha256(data).hexdigest() == name.partition(".")[0]
+
+    def _damaged(self, name: str, how: str) -> ImageDamagedError:
+        aside = False
+        with suppress(StoreError, FileNotFoundError):
+            aside = self.set_aside(name)
+        digest = name.partition(".")[0]
+        kept = "; it was set aside" if aside else ""
+        return ImageDamagedError(
+            f"the stored image {digest} is damaged: {how}{kept}", remedy="Put the image into the store again"
+        )
