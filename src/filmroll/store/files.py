@@ -16,14 +16,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from filmroll.errors import ImageLimitError, StoreUnavailableError
+from filmroll.errors import StoreUnavailableError
 from filmroll.store.folders import (
     every_file,
     make_folder,
-    open_file,
     open_folder,
     open_path,
-    read_exactly,
+    read_below,
     sync_folder,
     write_whole,
 )
@@ -50,6 +49,8 @@ class FileShelf(Shelf):
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(os.fspath(root)))  # noqa: PTH100 - Path.absolute() keeps `..`
+        self._path = str(self.root)
+        self._uri = self.root.as_uri()
         self._settled: set[str] = set()
 
     def __reduce__(self) -> tuple[type[FileShelf], tuple[Path]]:
@@ -59,7 +60,7 @@ class FileShelf(Shelf):
         return f"FileShelf({str(self.root)!r})"
 
     def uri(self, key: str) -> str:
-        return (self.root / key).as_uri()
+        return f"{self._uri}/{key}"
 
     def create(self, key: str, data: bytes) -> bool:
         return self._write(key, data, _appear)
@@ -72,21 +73,13 @@ class FileShelf(Shelf):
         self._place(key, lambda *_: True)
 
     def read(self, key: str, at_most: int) -> bytes:
-        folder, _, name = key.rpartition("/")
-        with (
-            self._errors("read"),
-            open_folder(self.root) as root,
-            open_path(folder, below=root) as parent,
-            open_file(name, below=parent) as (fd, size),
-        ):
-            if size > at_most:
-                raise ImageLimitError(f"the stored file has {size} bytes, expected are at most {at_most}")
-            return read_exactly(fd, size)
+        with self._errors("read"):
+            return read_below(self._path, key, at_most)
 
     def stat(self, key: str) -> Item | None:
         with self._errors("read"):
             try:
-                return _item(key, (self.root / key).lstat())
+                return _item(key, os.lstat(f"{self._path}/{key}"))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from filmroll.errors import ImageDamagedError
+from filmroll.errors import ImageDamagedError, ImageLimitError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -18,12 +18,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 @contextmanager
 def open_folder(name: str | os.PathLike[str], *, below: int | None = None) -> Iterator[int]:
     """A folder's descriptor; `below` another one no symbolic link is followed."""
-    try:
-        fd = os.open(name, _FOLDER if below is None else _FOLDER | os.O_NOFOLLOW, dir_fd=below)
-    except OSError as error:
-        if below is not None and error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise _no_object("a folder of the store is a symbolic link or a file") from None
-        raise
+    fd = os.open(name, _FOLDER) if below is None else _open_inner(os.fspath(name), below)
     try:
         yield fd
     finally:
@@ -42,22 +37,30 @@ def open_path(path: str, *, below: int) -> Iterator[int]:
             yield inner
 
 
-@contextmanager
-def open_file(name: str, *, below: int) -> Iterator[tuple[int, int]]:
-    """Descriptor and length of a regular file; ImageDamagedError if anything else bears the name."""
+def read_below(root: str, key: str, at_most: int) -> bytes:
+    """A regular file's bytes; ImageLimitError if they are more than that, ImageDamagedError if it is no file.
+
+    Straight down, without the context managers above: this is what every read of an image costs.
+    """
+    *folders, name = key.split("/")
+    fd = os.open(root, _FOLDER)
     try:
-        fd = os.open(name, _FILE, dir_fd=below)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            raise _no_object("a symbolic link or device is in its place") from None
-        raise
-    try:
-        state = os.fstat(fd)
-        if not stat.S_ISREG(state.st_mode):
-            raise _no_object("something that is no regular file is in its place")
-        yield fd, state.st_size
+        for folder in folders:
+            inner = _open_inner(folder, fd)
+            os.close(fd)
+            fd = inner
+        file = _open_file(name, fd)
     finally:
         os.close(fd)
+    try:
+        state = os.fstat(file)
+        if not stat.S_ISREG(state.st_mode):
+            raise _no_object("something that is no regular file is in its place")
+        if state.st_size > at_most:
+            raise ImageLimitError(f"the stored file has {state.st_size} bytes, expected are at most {at_most}")
+        return read_exactly(file, state.st_size)
+    finally:
+        os.close(file)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -122,6 +125,24 @@ def sync_folder(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
+
+
+def _open_inner(name: str, below: int) -> int:
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=below)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise _no_object("a folder of the store is a symbolic link or a file") from None
+        raise
+
+
+def _open_file(name: str, below: int) -> int:
+    try:
+        return os.open(name, _FILE, dir_fd=below)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise _no_object("a symbolic link or device is in its place") from None
+        raise
 
 
 def _no_object(how: str) -> ImageDamagedError:
