@@ -105,9 +105,13 @@ class FileShelf(Shelf):
         except _NoLinksError:
             return self.create(to, self.read(key, sys.maxsize))
 
-    def move(self, key: str, to: str) -> None:
+    def move(self, key: str, to: str) -> Item:
         # Not synced: a rename is whole or has not happened, and either way the file is there.
         self._place(to, self._from(key, _rename), durable=False)
+        moved = self.stat(to)
+        if moved is None:
+            raise FileNotFoundError(f"{to} was taken away as it arrived")
+        return moved
 
     def delete(self, key: str) -> None:
         folder, _, name = key.rpartition("/")

@@ -71,8 +71,13 @@ class Shelf(ABC):
         """Put the same bytes under another key as well; False, and nothing changed, if that is taken."""
 
     @abstractmethod
-    def move(self, key: str, to: str) -> None:
-        """Put what lies there, whatever it is, under another key instead; what was there gives way."""
+    def move(self, key: str, to: str) -> Item:
+        """Put what lies there, whatever it is, under another key instead; what was there gives way.
+
+        What was moved, with the latest time before it left: who moves an old image must learn that
+        somebody has touched it just now. Where a move is a copy and a removal, that is as it was
+        seen in between, and a touch between seeing and removing goes unnoticed.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:

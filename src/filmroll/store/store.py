@@ -108,6 +108,10 @@ class Store:
             raise self._damaged(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
         return data
 
+    def keep_fresh(self, item: Item) -> bool:
+        """Upkeep leaves alone what was put lately: an image that is put again is put lately. False if it is gone."""
+        return time.time() - item.modified < self.grace / 2 or self.shelf.touch(item.key)
+
     def set_aside(self, name: str) -> bool:
         """Move an image into quarantine, if its bytes are not those that its name says."""
         key = object_key(name)
@@ -151,7 +155,7 @@ class Store:
         if key not in self._known:
             return False
         item = self.shelf.stat(key)
-        return item is not None and item.nbytes == len(image.data) and self._keep_fresh(item)
+        return item is not None and item.nbytes == len(image.data) and self.keep_fresh(item)
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether the object is there, durably, with exactly these bytes; a damaged one is mended."""
@@ -166,7 +170,7 @@ class Store:
             return True
         self.shelf.settle(key)
         item = self.shelf.stat(key)
-        return item is not None and self._keep_fresh(item)
+        return item is not None and self.keep_fresh(item)
 
     def _keep(self, key: str, data: bytes) -> None:
         for _ in range(_ATTEMPTS):
@@ -183,10 +187,6 @@ class Store:
             self.shelf.copy(key, aside)
         self.shelf.replace(key, data)
         log.error("what the store held as %s was damaged; it was set aside as %s and written anew", key, aside)
-
-    def _keep_fresh(self, item: Item) -> bool:
-        """Upkeep leaves alone what was put lately: an image that is put again is put lately."""
-        return time.time() - item.modified < self.grace / 2 or self.shelf.touch(item.key)
 
     def _is_good(self, key: str, name: str) -> bool:
         try:
