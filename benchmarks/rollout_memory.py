@@ -11,6 +11,7 @@ Qwen3-VL has them: an expanded prompt in JSON is mostly its placeholder ids.
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import json
@@ -18,6 +19,7 @@ import os
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def message(rollout: int, turn: int) -> dict[str, Any]:
 def play(renderer: Any, rollout: int) -> tuple[Trajectory, Rendered]:
     """One rollout as a worker plays it, with random completions."""
     draw = random.Random(rollout)
-    trajectory = Trajectory(f"rollout_{rollout}", renderer.family.placeholders.image)
+    trajectory = Trajectory(f"rollout_{rollout}", renderer.family.placeholders.pad)
     prompt = renderer.render([message(rollout, 0)])
     node = trajectory.add_prompt(ROOT, prompt.logical, prompt.images)
     for turn in range(1, TURNS):
@@ -118,7 +120,9 @@ def resident() -> int:
 
 
 def request_bytes(prompt: Rendered, shift: int) -> int:
-    shifted = Rendered([token + shift for token in prompt.logical], prompt.images, prompt.pad + shift)
+    family = copy.copy(prompt.family)
+    family.placeholders = replace(family.placeholders, image=family.placeholders.image + shift)
+    shifted = Rendered([token + shift for token in prompt.logical], prompt.images, family)
     sampling = SamplingParams(max_tokens=512, stop_token_ids=[151645, 151643])
     return len(encode(generate_request(shifted, sampling, model="Qwen/Qwen3-VL-4B-Instruct", request_id="r" * 32)))
 

@@ -44,7 +44,7 @@ def test_images_in_their_places(kind: Any) -> None:
         ([1, 9, 9, 2], [1], [3], 0, "tokens 1 to 4 of 4"),
         ([1, 9, 9], [1], [3], 0, "tokens 1 to 4 of 3"),
         ([1, 9, 9], [2**40], [1], None, "belongs to no image"),
-        ([1, 2], [2**40], [1], 0, "not all image placeholders"),
+        ([1, 2], [2**40], [1], 0, "not the placeholder of this image"),
         ([9, 1], [0, 1], [1, 1], 1, "tokens 1 to 2"),
         ([9, 9, 9], [0, 1], [2, 2], 1, "begins at token 1, before the end"),
         ([9, 2, 9], [2, 0], [1, 1], None, "belongs to no image"),

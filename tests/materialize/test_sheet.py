@@ -28,14 +28,14 @@ def pictures(family):
     made = []
     for seed, (width, height) in enumerate(SIZES):
         noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-        made.append(Picture((f"{seed}", "r"), family.layout(width, height).tokens, family.pixels([noise])))
+        made.append(Picture((f"{seed}", "r"), family.layout(width, height).features, family.pixels([noise])))
     return made
 
 
 def rows_of(family, placed):
     """A row of tokens for each list of pictures, text between them."""
     pad = family.placeholders.image
-    return [[65, *(token for picture in row for token in [*[pad] * picture.tokens, 66]), 67] for row in placed]
+    return [[65, *(token for picture in row for token in [*[pad] * picture.features, 66]), 67] for row in placed]
 
 
 def arrays_of(placed):

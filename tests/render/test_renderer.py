@@ -31,10 +31,10 @@ def user(*content):
 
 def test_a_prompt_has_one_pad_an_image_and_expands_to_the_models_count(renderer):
     prompt = renderer.render([user(image(32, 32), text("and"), image(96, 64))])
-    assert prompt.logical.count(prompt.pad) == 2
+    assert prompt.logical.count(prompt.family.placeholders.pad) == 2
     assert [one.tokens for one in prompt.images] == [1, 6]
     expanded = prompt.expanded()
-    assert expanded.token_ids.tolist().count(prompt.pad) == 7
+    assert expanded.token_ids.tolist().count(prompt.family.placeholders.pad) == 7
     check_placements(expanded.token_ids, expanded.offsets, prompt.images, renderer.family)
 
 
@@ -123,7 +123,7 @@ def test_a_turn_that_cannot_be_extended_says_so(renderer):
     with pytest.raises(PrefixError):
         renderer.bridge(prompt, [1, 2], [])
     with pytest.raises(PrefixError, match="placeholder"):
-        renderer.bridge(prompt, [prompt.pad], [user(text("y"))])
+        renderer.bridge(prompt, [prompt.family.placeholders.pad], [user(text("y"))])
     end = renderer.stop_token_ids[0]
     with pytest.raises(PrefixError):
         renderer.bridge(prompt, [1, end, 2], [user(text("y"))])

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from filmroll.families.base import Placeholders
+from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.image import ImageRef
 from filmroll.rollout.trajectory import ROOT, Trajectory
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 
 PAD = 99
+FAMILY = QwenVL(QwenVLSettings(), placeholders=Placeholders(image=PAD, unsampled=(PAD,), texts=()))
 
 
 def descriptor(number: int = 0, tokens: int = 3) -> ImageDescriptor:

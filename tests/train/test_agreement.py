@@ -43,7 +43,9 @@ def played(tiny_model, served):
             await client.close()
 
     done = asyncio.run(together())
-    return [s for one in done for s in samples(one.trajectory, advantage=1.0, weights=LossWeights(rl=1.0))]
+    return [
+        s for one in done for s in samples(one.trajectory, renderer.family, advantage=1.0, weights=LossWeights(rl=1.0))
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from filmroll.rollout.trajectory import ROOT, Trajectory
 from filmroll.train.samples import group_advantages, samples
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample, check_sample
-from tests.train.conftest import PAD, descriptor, sample
+from tests.train.conftest import FAMILY, PAD, descriptor, sample
 
 RL = LossWeights(rl=1.0)
 
 
 def test_a_branch_becomes_one_sample_with_everything_in_step(two_turns):
-    (made,) = samples(two_turns, advantage=0.7, weights=RL)
+    (made,) = samples(two_turns, FAMILY, advantage=0.7, weights=RL)
     assert made.token_ids.tolist() == [1, PAD, PAD, PAD, 2, 10, 11, PAD, PAD, 3, 12]
     assert made.trained.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
     np.testing.assert_allclose(made.logprobs[[5, 6, 10]], [-0.1, -0.2, -0.3])
@@ -31,7 +31,7 @@ def test_a_branch_becomes_one_sample_with_everything_in_step(two_turns):
 
 def test_branches_share_their_prefix_and_train_it_once(two_turns):
     two_turns.add_sampled(2, [13, 14], [-1, -1], temperature=1.0, version=6, finish_reason="length")
-    first, second = samples(two_turns, advantage=1.0, weights=RL)
+    first, second = samples(two_turns, FAMILY, advantage=1.0, weights=RL)
     assert first.token_ids.tolist()[:10] == second.token_ids.tolist()[:10]
     assert second.trained.tolist() == [0] * 10 + [1, 1]
     assert first.name != second.name
@@ -40,7 +40,7 @@ def test_branches_share_their_prefix_and_train_it_once(two_turns):
 def test_a_trajectory_without_sampled_tokens_gives_no_sample():
     empty = Trajectory("t", PAD)
     empty.add_prompt(ROOT, [1], [])
-    assert samples(empty, advantage=0.0, weights=RL) == []
+    assert samples(empty, FAMILY, advantage=0.0, weights=RL) == []
 
 
 @given(st.data())
@@ -56,7 +56,7 @@ def test_law_whole(data):
         else:
             images = [descriptor(data.draw(st.integers(0, 3)), data.draw(st.integers(1, 5)))]
             made.add_prompt(parent, [2, PAD, 3], images)
-    out = [check_sample(one) for one in samples(made, advantage=1.0, weights=RL)]
+    out = [check_sample(one) for one in samples(made, FAMILY, advantage=1.0, weights=RL)]
     assert sum(int(one.trained.sum()) for one in out) == sum(len(n.token_ids) for n in made.nodes if n.sampled)
     for one in out:
         claimed = np.zeros(one.tokens, bool)
@@ -81,7 +81,7 @@ def test_a_group_that_agrees_teaches_nothing():
 
 
 def test_samples_travel_whole(two_turns):
-    (made,) = samples(two_turns, advantage=0.7, weights=RL)
+    (made,) = samples(two_turns, FAMILY, advantage=0.7, weights=RL)
     back = unpack(pack(made), TrainingSample)
     for name in ("token_ids", "trained", "logprobs", "temperatures", "versions"):
         np.testing.assert_array_equal(getattr(back, name), getattr(made, name))

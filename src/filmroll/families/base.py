@@ -29,10 +29,13 @@ DECODER = "canonical-rgb8"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one image becomes: its patch grid [time, height, width] and its placeholder count."""
+    """What one image becomes: its patch grid [time, height, width], the length of its placeholder, and
+    how many of those tokens take a feature.
+    """
 
     grid: tuple[int, int, int]
     tokens: int
+    features: int
     payload: dict[str, list[list[int]]]
 
 
@@ -41,11 +44,18 @@ class Placeholders:
     """The tokens that stand for images, from the checkpoint's own config.json."""
 
     image: int
-    """Repeated once per feature of an image."""
+    """Takes a feature of an image."""
     unsampled: tuple[int, ...]
     """Vision tokens that a policy must never sample: features would no longer match tokens."""
     texts: tuple[str, ...]
     """How those tokens are spelled; a message may not contain them."""
+    logical: int | None = None
+    """What the chat template writes once for an image, where that is another token."""
+
+    @property
+    def pad(self) -> int:
+        """The one token that stands for an image in logical tokens."""
+        return self.image if self.logical is None else self.logical
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,13 @@ class Family(ABC):
     @abstractmethod
     def _pixels(self, images: Sequence[Rgb]) -> Arrays:
         """`pixels` of pictures that are known to be arrays."""
+
+    def expansion(self, image: ImageDescriptor) -> npt.NDArray[np.int32]:
+        """The `image.tokens` tokens that an image's one pad becomes.
+
+        What the descriptor claims may be wrong: nothing larger than `image.tokens` is built.
+        """
+        return np.full(image.tokens, self.placeholders.image, np.int32)
 
     @abstractmethod
     def cost(self, layout: Layout) -> int:

@@ -86,9 +86,11 @@ class QwenVL(Family):
         settings = self.settings
         target_height, target_width = _fit(width, height, settings)
         rows, columns = target_height // settings.patch_size, target_width // settings.patch_size
+        tokens = rows * columns // settings.merge_size**2
         return Layout(
             grid=(1, rows, columns),
-            tokens=rows * columns // settings.merge_size**2,
+            tokens=tokens,
+            features=tokens,
             payload={"image_grid_thw": [[1, rows, columns]]},
         )
 

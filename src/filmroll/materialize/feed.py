@@ -115,9 +115,9 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
         return args, {**kwargs, "grid_thw": grids}
 
     def everywhere(_module: Any, _args: Any, output: Any) -> Any:
-        if len(output.pooler_output) != sheet.tokens:
+        if len(output.pooler_output) != sheet.features:
             raise ReceiptError(
-                f"the vision tower gave {len(output.pooler_output)} features for images of {sheet.tokens} tokens"
+                f"the vision tower gave {len(output.pooler_output)} features for images that have {sheet.features}"
             )
         output.pooler_output = output.pooler_output[rows]
         if getattr(output, "deepstack_features", None) is not None:

@@ -96,7 +96,7 @@ class Materializer:
         arrays = self.family.pixels([rgb])
         for array in arrays.values():
             array.flags.writeable = False
-        picture = Picture(descriptor.identity, self.family.layout(width, height).tokens, arrays)
+        picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)
         return _Developed(verified=descriptor.image, width=width, height=height, picture=picture)
 
 
@@ -106,12 +106,13 @@ def check_placements(
     descriptors: Sequence[ImageDescriptor],
     family: Family,
 ) -> None:
-    """Image i's placeholders fill [offsets[i], offsets[i] + tokens), in order, and there are no others."""
+    """Image i's tokens fill [offsets[i], offsets[i] + tokens), in order, and no other token takes a feature."""
     if len(offsets) != len(descriptors):
         raise PlacementError(
             f"{len(descriptors)} images have {len(offsets)} placements", remedy="Give each image one offset"
         )
-    is_placeholder = np.asarray(token_ids, dtype=np.int64) == family.placeholders.image
+    tokens = np.asarray(token_ids, dtype=np.int64)
+    is_placeholder = tokens == family.placeholders.image
     end = 0
     for index, (offset, descriptor) in enumerate(zip(offsets, descriptors, strict=True)):
         if offset < end:
@@ -122,10 +123,10 @@ def check_placements(
             )
         _check_unclaimed(is_placeholder[end:offset], end)
         end = offset + descriptor.tokens
-        if end > len(is_placeholder) or not is_placeholder[offset:end].all():
+        if end > len(tokens) or not np.array_equal(tokens[offset:end], family.expansion(descriptor)):
             raise PlacementError(
-                f"tokens {offset} to {end} of {len(is_placeholder)} are not all image placeholders",
-                remedy=f"The image takes {descriptor.tokens} placeholder tokens; expand its one pad to as many",
+                f"tokens {offset} to {end} of {len(tokens)} are not the placeholder of this image",
+                remedy=f"The image takes {descriptor.tokens} tokens; expand its one pad to these",
                 index=index,
             )
     _check_unclaimed(is_placeholder[end:], end)

@@ -16,10 +16,10 @@ from filmroll.families.base import Arrays
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image as a model takes it: its identity, its placeholder tokens, its own arrays."""
+    """One image as a model takes it: its identity, how many features it has, its own arrays."""
 
     identity: tuple[str, str]
-    tokens: int
+    features: int
     arrays: Arrays
 
 
@@ -40,9 +40,9 @@ class Sheet:
         return cls(tuple(first[identity] for identity in numbers), tuple(numbers[one.identity] for one in pictures))
 
     @property
-    def tokens(self) -> int:
+    def features(self) -> int:
         """How many features the vision tower gives for the distinct pictures."""
-        return sum(picture.tokens for picture in self.distinct)
+        return sum(picture.features for picture in self.distinct)
 
     def array(self, name: str, *, everywhere: bool = False) -> npt.NDArray[np.generic]:
         """The named arrays one after another: of each distinct picture, or of the picture at each place."""
@@ -51,6 +51,6 @@ class Sheet:
 
     def feature_rows(self) -> npt.NDArray[np.int64]:
         """For each feature that the places take, its row among the features of the distinct pictures."""
-        ends = np.cumsum([picture.tokens for picture in self.distinct])
-        spans = [np.arange(end - picture.tokens, end) for end, picture in zip(ends, self.distinct, strict=True)]
+        ends = np.cumsum([picture.features for picture in self.distinct])
+        spans = [np.arange(end - picture.features, end) for end, picture in zip(ends, self.distinct, strict=True)]
         return np.concatenate([spans[place] for place in self.places])

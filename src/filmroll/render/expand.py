@@ -1,4 +1,4 @@
-"""Logical tokens (one pad per image) to expanded tokens (as many as the model consumes)."""
+"""Logical tokens (one pad per image) to expanded tokens (those that the model consumes)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.errors import RenderError
+from filmroll.families.base import Family
 from filmroll.wire.descriptor import ImageDescriptor
 
 
@@ -37,9 +38,14 @@ def repeats(logical: npt.NDArray[np.int32], images: Sequence[ImageDescriptor], p
     return counts
 
 
-def expand(logical: Sequence[int] | npt.NDArray[Any], images: Sequence[ImageDescriptor], pad: int) -> Expanded:
-    """Every pad repeated to its image's length, in order."""
+def expand(logical: Sequence[int] | npt.NDArray[Any], images: Sequence[ImageDescriptor], family: Family) -> Expanded:
+    """Every pad replaced by the tokens of its image, in order."""
     tokens = np.asarray(logical, np.int32)
+    pad = family.placeholders.pad
     counts = repeats(tokens, images, pad)
     starts = np.cumsum(counts) - counts
-    return Expanded(np.repeat(tokens, counts), tuple(starts[tokens == pad].tolist()))
+    offsets = starts[tokens == pad].tolist()
+    expanded = np.repeat(tokens, counts)
+    for image, offset in zip(images, offsets, strict=True):
+        expanded[offset : offset + image.tokens] = family.expansion(image)
+    return Expanded(expanded, tuple(offsets))

@@ -28,12 +28,12 @@ class Rendered:
 
     logical: list[int]
     images: list[ImageDescriptor]
-    pad: int
+    family: Family
     sampled: list[bool] = field(default_factory=list)
 
     def expanded(self) -> Expanded:
         """The tokens that an engine is sent, with the offset of each image."""
-        return expand(self.logical, self.images, self.pad)
+        return expand(self.logical, self.images, self.family)
 
 
 class Renderer:
@@ -80,7 +80,7 @@ class Renderer:
         """
         stored = self.ingest(new_messages, tools=tools)
         before = [*previous.logical, *completion_ids]
-        if previous.pad in completion_ids:
+        if self.family.placeholders.pad in completion_ids:
             raise PrefixError("the completion contains an image placeholder, which nothing may sample")
         with _rendering():
             bridged = self._text.bridge_to_next_turn(
@@ -109,14 +109,13 @@ class Renderer:
         return [self.family.describe(image) for image in images_of(stored)]
 
     def _rendered(self, logical: list[int], images: list[ImageDescriptor], sampled: list[bool]) -> Rendered:
-        pad = self.family.placeholders.image
-        pads = int(np.count_nonzero(np.asarray(logical) == pad))
+        pads = int(np.count_nonzero(np.asarray(logical) == self.family.placeholders.pad))
         if pads != len(images):
             raise RenderError(
                 f"the text renderer made {pads} image pads of {len(images)} images",
                 remedy="Images belong in user and tool messages; the model's template drops them elsewhere",
             )
-        return Rendered(logical, images, pad, sampled)
+        return Rendered(logical, images, self.family, sampled)
 
 
 @contextmanager

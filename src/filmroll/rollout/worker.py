@@ -82,7 +82,7 @@ class Worker:
         return await self._play(task, taught)
 
     async def _play(self, task: RolloutTask, answerer: Answerer) -> Played:
-        trajectory = Trajectory(task.name, self.renderer.family.placeholders.image)
+        trajectory = Trajectory(task.name, self.renderer.family.placeholders.pad)
         request_bytes = requests = images_sent = 0
         receipt = Receipt()
         episode = self.environment.episode(task.seed)

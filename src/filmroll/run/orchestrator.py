@@ -123,7 +123,9 @@ class Orchestrator:
 
     async def _warmup_step(self, step: int, played: Sequence[Played], started: float) -> None:
         weights = LossWeights(cross_entropy=1.0)
-        made = [one for each in played for one in samples(each.trajectory, advantage=0.0, weights=weights)]
+        made = []
+        for one in played:
+            made += samples(one.trajectory, self._family, advantage=0.0, weights=weights)
         report = await self._train_step(made, DEMONSTRATED, falling_rate(self._config.warmup, step))
         self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
@@ -181,7 +183,7 @@ class Orchestrator:
             rewards = [one.trajectory.reward for one in group]
             advantages = group_advantages(rewards, normalize=self._config.rl.normalize)
             for one, advantage in zip(group, advantages, strict=True):
-                made += samples(one.trajectory, advantage=advantage, weights=LossWeights(rl=1.0))
+                made += samples(one.trajectory, self._family, advantage=advantage, weights=LossWeights(rl=1.0))
         return made
 
     async def _train_step(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from filmroll.render.expand import repeats
+from filmroll.families.base import Family
+from filmroll.render.expand import expand, repeats
 from filmroll.rollout.trajectory import Node, Trajectory
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 
 
-def samples(trajectory: Trajectory, *, advantage: float, weights: LossWeights) -> list[TrainingSample]:
+def samples(trajectory: Trajectory, family: Family, *, advantage: float, weights: LossWeights) -> list[TrainingSample]:
     """One sample for each branch; where branches share sampled tokens, the first of them trains those."""
     trained: set[int] = set()
     made = []
@@ -20,7 +21,7 @@ def samples(trajectory: Trajectory, *, advantage: float, weights: LossWeights) -
         fresh = {index for index in indices if trajectory.nodes[index].sampled} - trained
         if fresh:
             path = [(trajectory.nodes[index], index in fresh) for index in indices]
-            made.append(_sample(trajectory, f"{trajectory.name}/branch_{number}", path, advantage, weights))
+            made.append(_sample(trajectory, family, f"{trajectory.name}/branch_{number}", path, advantage, weights))
         trained |= fresh
     return made
 
@@ -36,6 +37,7 @@ def group_advantages(rewards: Sequence[float], *, normalize: bool = True) -> lis
 
 def _sample(
     trajectory: Trajectory,
+    family: Family,
     name: str,
     path: Sequence[tuple[Node, bool]],
     advantage: float,
@@ -44,9 +46,8 @@ def _sample(
     nodes = [node for node, _ in path]
     logical = trajectory.branch_tokens(nodes)
     images = trajectory.branch_images(nodes)
+    expanded = expand(logical, images, family)
     counts = repeats(logical, images, trajectory.pad)
-    starts = np.cumsum(counts) - counts
-    offsets = starts[logical == trajectory.pad].tolist()
 
     def along(values: Iterable[np.ndarray], dtype: type) -> np.ndarray:
         """Per-node arrays joined along the branch and stretched over the placeholders."""
@@ -54,7 +55,7 @@ def _sample(
 
     return TrainingSample(
         name=name,
-        token_ids=np.repeat(logical, counts),
+        token_ids=expanded.token_ids,
         trained=along((np.full(len(node.token_ids), fresh) for node, fresh in path), np.uint8),
         logprobs=along(
             (np.zeros(len(node.token_ids)) if node.logprobs is None else node.logprobs for node in nodes), np.float32
@@ -63,5 +64,5 @@ def _sample(
         versions=along((np.full(len(node.token_ids), node.version) for node in nodes), np.int32),
         advantage=advantage,
         weights=weights,
-        images=[PlacedImage(image, offset) for image, offset in zip(images, offsets, strict=True)],
+        images=[PlacedImage(image, offset) for image, offset in zip(images, expanded.offsets, strict=True)],
     )
