@@ -10,7 +10,9 @@
     │   ├── ImageNotFoundError      404  nothing stored under that digest
     │   ├── ImageDamagedError       400  stored bytes no longer match their digest
     │   ├── OutsideStoreError       400  a location that is not inside the store
-    │   └── StoreUnavailableError   503  the store itself fails
+    │   ├── StoreUnavailableError   503  the store itself fails
+    │   ├── ManifestError           500  what says which images are needed cannot be read
+    │   └── ArchiveError            400  an archive of images that breaks its contract
     ├── FamilyError                 400  how a model sees
     │   ├── UnknownFamilyError      400
     │   ├── CheckpointError         400  a model folder lacks or garbles what is needed
@@ -159,6 +161,14 @@ class OutsideStoreError(StoreError):
 
 class StoreUnavailableError(StoreError):
     code, status = "store_unavailable", 503
+
+
+class ManifestError(StoreError):
+    code = "manifest"
+
+
+class ArchiveError(StoreError):
+    code, status = "archive", 400
 
 
 class FamilyError(FilmrollError):

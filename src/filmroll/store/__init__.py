@@ -11,10 +11,12 @@ import re
 from filmroll.errors import ConfigError, ImageSourceError
 from filmroll.store.files import FileShelf
 from filmroll.store.ingest import Limits
+from filmroll.store.leases import Lease
+from filmroll.store.manifests import Manifest
 from filmroll.store.sources import path_of
 from filmroll.store.store import Store
 
-__all__ = ["Limits", "Store", "open_store"]
+__all__ = ["Lease", "Limits", "Manifest", "Store", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 
