@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections import defaultdict
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
 
 import pytest
 
 from tests.store.effort import FULL
 
-Show: TypeAlias = Callable[[str, str, str], None]
+
+class Show:
+    """Adds to the table that `make reliability` ends with: a property, what was found, how often was tried what.
+
+    Counts of the same property and finding are added up.
+    """
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self._record = record
+
+    def __call__(self, law: str, found: str, **tried: int) -> None:
+        self._record("shown", (law, found, tried))
 
 
 @pytest.fixture
 def show(record_property: Callable[[str, object], None]) -> Show:
-    """Adds a row to the table that `make reliability` ends with: property, what was tried, what was found."""
-    return lambda *row: record_property("shown", row)
+    return Show(record_property)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ended = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
-    rows = sorted(
-        (*value, f"{report.duration:.0f} s" + (", FAILED" if report.failed else ""))
-        for report in ended
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == "shown"
-    )
-    if not FULL or not rows:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    tried: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    for report in terminalreporter.getreports("passed"):
+        for law, found, counts in (value for name, value in report.user_properties if name == "shown"):
+            seconds[law, found] += report.duration
+            for what, count in counts.items():
+                tried[law, found][what] += count
+    if not FULL or not tried:
         return
-    where = f"Python {platform.python_version()}, Linux {platform.release()}"
     terminalreporter.section("reliability")
-    terminalreporter.write_line(f"{datetime.datetime.now().astimezone():%Y-%m-%d}, {where}\n")
-    for row in (("property", "tried", "found", "time"), ("---",) * 4, *rows):
-        terminalreporter.write_line(f"| {' | '.join(row)} |")
+    terminalreporter.write_line(
+        f"{datetime.datetime.now().astimezone():%Y-%m-%d}, Python {platform.python_version()},"
+        f" Linux {platform.release()}, {len(terminalreporter.getreports('failed'))} failures\n"
+    )
+    terminalreporter.write_line("| property | tried | found | seconds |")
+    terminalreporter.write_line("|---|---|---|---|")
+    for (law, found), counts in sorted(tried.items()):
+        what = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+        terminalreporter.write_line(f"| {law} | {what} | {found} | {seconds[law, found]:.0f} |")

@@ -32,6 +32,9 @@ from filmroll.store.shelf import Item, Shelf
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How a file system says that it has no hard links, or no more of them."""
 
+_GONE = {errno.ENOENT, errno.ESTALE}
+"""How it says that a folder is no longer there, a file server of one that was open included."""
+
 Appear: TypeAlias = Callable[[int, str, int, str], bool]
 """Lets a file of one folder appear in another: (folder, name, other folder, other name)."""
 
@@ -70,11 +73,17 @@ class FileShelf(Shelf):
 
     def settle(self, key: str) -> None:
         # The writer that placed it may not have come to its fsyncs.
-        self._place(key, lambda *_: True)
+        self._keep(key, lambda *_: True)
 
     def read(self, key: str, at_most: int) -> bytes:
         with self._errors("read"):
-            return read_below(self._path, key, at_most)
+            try:
+                return read_below(self._path, key, at_most)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                # Another host has replaced it while it was open here.
+                return read_below(self._path, key, at_most)
 
     def stat(self, key: str) -> Item | None:
         with self._errors("read"):
@@ -107,7 +116,7 @@ class FileShelf(Shelf):
 
     def move(self, key: str, to: str) -> Item:
         # Not synced: a rename is whole or has not happened, and either way the file is there.
-        self._place(to, self._from(key, _rename), durable=False)
+        self._place(to, self._from(key, _move), durable=False)
         moved = self.stat(to)
         if moved is None:
             raise FileNotFoundError(f"{to} was taken away as it arrived")
@@ -146,13 +155,11 @@ class FileShelf(Shelf):
                     write_whole(drafts, temporary, data)
                     return appear(drafts, temporary, folder, name)
                 finally:
-                    with suppress(FileNotFoundError):
+                    # A draft that stays does no harm.
+                    with suppress(OSError):
                         os.unlink(temporary, dir_fd=drafts)
 
-        try:
-            return self._place(key, written)
-        except FileNotFoundError as error:
-            raise StoreUnavailableError("the store's folders vanish as they are made", private=str(error)) from error
+        return self._keep(key, written)
 
     def _from(self, key: str, appear: Appear) -> Callable[[int, int, str], bool]:
         """Let what lies under a key appear elsewhere."""
@@ -163,6 +170,13 @@ class FileShelf(Shelf):
                 return appear(source, name_of, folder, name)
 
         return appeared
+
+    def _keep(self, key: str, act: Callable[[int, int, str], bool]) -> bool:
+        """`_place`, for what needs nothing to be there before."""
+        try:
+            return self._place(key, act)
+        except FileNotFoundError as error:
+            raise StoreUnavailableError("the store's folders vanish as they are made", private=str(error)) from error
 
     def _place(self, key: str, act: Callable[[int, int, str], bool], *, durable: bool = True) -> bool:
         """Have a name appear in its folder, which is made if need be, and see it on disk."""
@@ -182,30 +196,40 @@ class FileShelf(Shelf):
         with self._errors("keep"):
             try:
                 return placed()
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
                 # A folder that was there is gone, removed by hand: make it again.
                 self._settled.clear()
                 return placed()
 
     def _make(self, folder: str, root: int) -> None:
         """Make a folder of one or two names below the root, and see it on disk, once per process."""
-        above, _, name = folder.rpartition("/")
-        if not above:
-            make_folder(name, below=root, known=folder, settled=self._settled)
+        if folder in self._settled:
             return
-        self._make(above, root)
-        with open_path(above, below=root) as parent:
-            make_folder(name, below=parent, known=folder, settled=self._settled)
+        above, _, name = folder.rpartition("/")
+        if above:
+            self._make(above, root)
+        with open_path(above, below=root) if above else nullcontext(root) as parent:
+            make_folder(name, below=parent)
+        self._settled.add(folder)
 
     def _settle(self) -> None:
-        """Make the root and its folder for temporary files, and see them on disk, once per process."""
+        """Make the root and its folder for temporary files, and see them on disk, once per process.
+
+        So are the folders above: one that is there may have been made a moment ago, by a process
+        that has not come to its fsync.
+        """
         if TEMPORARY in self._settled:
             return
-        missing = [folder for folder in self.root.parents if not folder.exists()]
-        for folder in (*reversed(missing), self.root):
-            # Whoever made a root in a folder that this process may not open has settled it.
-            with suppress(PermissionError) if folder.exists() else nullcontext(), open_folder(folder.parent) as parent:
-                make_folder(folder.name, below=parent, known=folder.name, settled=set())
+        for folder in (*reversed(self.root.parents[:-1]), self.root):
+            there = folder.exists()
+            # Whoever made one in a folder that this process may not open has settled it.
+            with suppress(PermissionError) if there else nullcontext(), open_folder(folder.parent) as parent:
+                if there:
+                    sync_folder(parent)
+                else:
+                    make_folder(folder.name, below=parent)
         with open_folder(self.root) as root:
             self._make(TEMPORARY, root)
 
@@ -251,6 +275,17 @@ def _link(source: int, name: str, folder: int, to: str) -> bool:
 def _rename(source: int, name: str, folder: int, to: str) -> bool:
     os.replace(name, to, src_dir_fd=source, dst_dir_fd=folder)
     return True
+
+
+def _move(source: int, name: str, folder: int, to: str) -> bool:
+    moved = os.lstat(name, dir_fd=source)
+    try:
+        return _rename(source, name, folder, to)
+    except FileNotFoundError:
+        # A file server says so, too, when it is asked again for what it has done already.
+        if not os.path.samestat(moved, os.lstat(to, dir_fd=folder)):
+            raise
+        return True
 
 
 def _exists(folder: int, name: str) -> bool:

@@ -22,7 +22,7 @@ def open_folder(name: str | os.PathLike[str], *, below: int | None = None) -> It
     try:
         yield fd
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 @contextmanager
@@ -47,11 +47,11 @@ def read_below(root: str, key: str, at_most: int) -> bytes:
     try:
         for folder in folders:
             inner = _open_inner(folder, fd)
-            os.close(fd)
+            _close(fd)
             fd = inner
         file = _open_file(name, fd)
     finally:
-        os.close(fd)
+        _close(fd)
     try:
         state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode):
@@ -60,16 +60,19 @@ def read_below(root: str, key: str, at_most: int) -> bytes:
             raise ImageLimitError(f"the stored file has {state.st_size} bytes, expected are at most {at_most}")
         return read_exactly(file, state.st_size)
     finally:
-        os.close(file)
+        _close(file)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
-    """That many bytes, or fewer if the file has shrunk meanwhile."""
+    """That many bytes; if the file ends before, it is being changed, which says nothing of what it holds."""
     data = os.read(fd, size)
-    if len(data) == size or not data:
+    if len(data) == size:
         return data
     parts, missing = [data], size - len(data)
-    while missing and (part := os.read(fd, missing)):
+    while missing:
+        part = os.read(fd, missing)
+        if not part:
+            raise OSError(errno.EIO, "the file ends before its length")
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
@@ -81,12 +84,13 @@ def write_whole(folder: int, name: str, data: bytes) -> None:
     fd = os.open(name, flags, 0o644, dir_fd=folder)
     try:
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        while rest and (written := os.write(fd, rest)):
+            rest = rest[written:]
         if os.fstat(fd).st_size != len(data):
             raise OSError(errno.EIO, "the written file has another length")
         os.fsync(fd)
     finally:
+        # Not _close: a file server may say only now that it has not taken what was written.
         os.close(fd)
 
 
@@ -105,17 +109,14 @@ def every_file(fd: int, folder: str) -> Iterator[tuple[str, os.stat_result]]:
             continue
 
 
-def make_folder(name: str, *, below: int, known: str, settled: set[str]) -> None:
-    """Make a folder if it is missing, and see its name on disk unless it is `known` to be `settled`.
+def make_folder(name: str, *, below: int) -> None:
+    """Make a folder if it is missing, and see its name on disk.
 
     A folder that is there already may have been made by a process that has not come to its fsync.
     """
-    if known in settled:
-        return
     with suppress(FileExistsError):
         os.mkdir(name, dir_fd=below)
     sync_folder(below)
-    settled.add(known)
 
 
 def sync_folder(fd: int) -> None:
@@ -143,6 +144,14 @@ def _open_file(name: str, below: int) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
             raise _no_object("a symbolic link or device is in its place") from None
         raise
+
+
+def _close(fd: int) -> None:
+    """For what was only read from: it is closed, whatever closing it says."""
+    try:
+        os.close(fd)
+    except OSError:
+        return
 
 
 def _no_object(how: str) -> ImageDamagedError:

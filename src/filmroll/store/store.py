@@ -94,29 +94,31 @@ class Store:
         self.limits.check_bytes(ref.nbytes)
         data = self.read_named(name, ref.nbytes)
         if len(data) != ref.nbytes:
-            raise self._damaged(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
+            raise _damage(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
         return data
 
     def read_named(self, name: str, at_most: int) -> bytes:
         """`read` for whoever knows an object's name alone, such as a manifest."""
-        digest = name.partition(".")[0]
         try:
-            data = self._find(name, at_most)
-        except FileNotFoundError as error:
-            raise ImageNotFoundError(
-                f"the store holds no image {digest}",
-                remedy="It was never put there, or was removed, or the store is not mounted",
-                private=str(error),
-            ) from None
-        except (ImageDamagedError, ImageLimitError) as error:
-            raise self._damaged(name, error.problem) from None
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise self._damaged(name, "its bytes have another digest")
-        return data
+            return self._verified(name, at_most)
+        except ImageDamagedError as damage:
+            how = damage.problem
+        aside = False
+        with suppress(StoreError, FileNotFoundError):
+            aside = self.set_aside(name)
+            if not aside:
+                # It is whole: somebody has mended it meanwhile.
+                return self._verified(name, at_most)
+        raise _damage(name, f"{how}; it was set aside" if aside else how)
 
     def keep_fresh(self, item: Item) -> bool:
         """Upkeep leaves alone what was put lately: an image that is put again is put lately. False if it is gone."""
-        return time.time() - item.modified < self.grace / 2 or self.shelf.touch(item.key)
+        if time.time() - item.modified < self.grace / 2:
+            return True
+        try:
+            return self.shelf.touch(item.key)
+        except StoreUnavailableError:
+            return self._write_anew(item)
 
     def set_aside(self, name: str) -> bool:
         """Move an image into quarantine, if its bytes are not those that its name says."""
@@ -145,16 +147,49 @@ class Store:
             private=f"{ref.uri[:200]} is not in {self.shelf!r}",
         )
 
-    def _find(self, name: str, nbytes: int) -> bytes:
+    def _verified(self, name: str, at_most: int) -> bytes:
+        digest = name.partition(".")[0]
+        try:
+            data = self._find(name, at_most)
+        except FileNotFoundError as error:
+            raise ImageNotFoundError(
+                f"the store holds no image {digest}",
+                remedy="It was never put there, or was removed, or the store is not mounted",
+                private=str(error),
+            ) from None
+        except ImageLimitError as error:
+            raise ImageDamagedError(error.problem) from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ImageDamagedError("its bytes have another digest")
+        return data
+
+    def _find(self, name: str, at_most: int) -> bytes:
         """An image's bytes, also where upkeep has found no reference to it and has not removed it yet."""
         try:
-            return self.shelf.read(object_key(name), nbytes)
+            return self.shelf.read(object_key(name), at_most)
         except FileNotFoundError:
             try:
-                return self.shelf.read(f"{TRASH}/{name}", nbytes)
+                return self.shelf.read(f"{TRASH}/{name}", at_most)
             except FileNotFoundError:
                 # It may have been restored between the two.
-                return self.shelf.read(object_key(name), nbytes)
+                self._take_back(name)
+                return self.shelf.read(object_key(name), at_most)
+
+    def _take_back(self, name: str) -> None:
+        """Undo what `set_aside` did to an image that was put again just before it moved, if it was killed then."""
+        for item in self.shelf.items(QUARANTINE):
+            with suppress(FileNotFoundError):
+                if item.key.startswith(f"{QUARANTINE}/{name}.") and self._is_good(item.key, name):
+                    self.shelf.copy(item.key, object_key(name))
+
+    def _write_anew(self, item: Item) -> bool:
+        """What is another user's file may be read and written anew where it may not be touched."""
+        try:
+            data = self._verified(item.key.rpartition("/")[2], item.nbytes)
+        except (ImageNotFoundError, ImageDamagedError):
+            return False
+        self.shelf.replace(item.key, data)
+        return True
 
     def _is_known(self, key: str, image: Canonical) -> bool:
         """Whether this process has verified the object before and it is still there, as long as it was."""
@@ -203,12 +238,9 @@ class Store:
             return True  # Not for this reader to judge: others may allow more.
         return hashlib.sha256(data).hexdigest() == name.partition(".")[0]
 
-    def _damaged(self, name: str, how: str) -> ImageDamagedError:
-        aside = False
-        with suppress(StoreError, FileNotFoundError):
-            aside = self.set_aside(name)
-        digest = name.partition(".")[0]
-        kept = "; it was set aside" if aside else ""
-        return ImageDamagedError(
-            f"the stored image {digest} is damaged: {how}{kept}", remedy="Put the image into the store again"
-        )
+
+def _damage(name: str, how: str) -> ImageDamagedError:
+    digest = name.partition(".")[0]
+    return ImageDamagedError(
+        f"the stored image {digest} is damaged: {how}", remedy="Put the image into the store again"
+    )
