@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen2_vl
 
@@ -168,6 +169,15 @@ def test_pixels_of_several_images_are_those_of_each_in_order(case: Case) -> None
     for name, array in together.items():
         np.testing.assert_array_equal(array, np.concatenate([one[name] for one in apart]))
     assert_equal(together, case.processor([Image.fromarray(rgb) for rgb in pictures], return_tensors="np"))
+
+
+@every_case
+def test_bfloat16_is_float32_rounded(case: Case) -> None:
+    pictures = [picture(40, 70, 1), picture(130, 30, 2)]
+    exact, rounded = case.family.pixels(pictures), case.family.pixels(pictures, "bfloat16")
+    assert rounded["pixel_values"].dtype == bfloat16
+    np.testing.assert_array_equal(rounded["pixel_values"], exact["pixel_values"].astype(bfloat16))
+    np.testing.assert_array_equal(rounded["image_grid_thw"], exact["image_grid_thw"])
 
 
 @every_case

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from filmroll.pixels.patches import level_table, patchify, resize
+from filmroll.pixels.patches import UNCHANGED, Cut, cut, level_table, resize
 
 
 @settings(max_examples=50, deadline=None)
@@ -18,8 +18,8 @@ def test_every_value_is_where_the_legend_says(
 ) -> None:
     rgb = np.random.default_rng(seed).integers(0, 256, (bands * merge * patch, columns * merge * patch, 3), np.uint8)
     table = np.random.default_rng(seed).random((3, 256), np.float32)
-    out = np.full((bands * columns * merge**2, 3 * temporal * patch**2), np.nan, np.float32)
-    patchify(rgb, table, out, patch=patch, merge=merge, temporal=temporal)
+    out = cut(rgb, table, Cut((patch, patch), merge, temporal))
+    assert out.shape == (bands * columns * merge**2, 3, temporal, patch, patch)
     legend = out.reshape(bands, columns, merge, merge, 3, temporal, patch, patch)
     for band, column, down, right, channel, time, y, x in np.ndindex(legend.shape):
         level = rgb[(band * merge + down) * patch + y, (column * merge + right) * patch + x, channel]
@@ -41,10 +41,25 @@ def test_resizing_is_pillows(resample: int) -> None:
 def test_read_only_and_strided_pictures_are_taken() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     rgb.flags.writeable = False
-    table, out, turned = level_table(1 / 255), np.empty((16, 12), np.float32), np.empty((16, 12), np.float32)
-    patchify(rgb.transpose(1, 0, 2), table, out, patch=2, merge=2, temporal=1)
-    patchify(np.ascontiguousarray(rgb.transpose(1, 0, 2)), table, turned, patch=2, merge=2, temporal=1)
-    np.testing.assert_array_equal(out, turned)
+    table, how = level_table(1 / 255), Cut((2, 2), merge=2)
+    turned = rgb.transpose(1, 0, 2)
+    np.testing.assert_array_equal(cut(turned, table, how), cut(np.ascontiguousarray(turned), table, how))
+
+
+@settings(max_examples=20, deadline=None)
+@given(*[st.integers(1, 4)] * 4, st.integers(0, 2**32 - 1))
+def test_channels_may_come_last(rows: int, columns: int, tall: int, wide: int, seed: int) -> None:
+    rgb = np.random.default_rng(seed).integers(0, 256, (rows * tall, columns * wide, 3), np.uint8)
+    first, last = cut(rgb, UNCHANGED, Cut((tall, wide))), cut(rgb, UNCHANGED, Cut((tall, wide), channels_last=True))
+    assert last.shape == (rows * columns, tall, wide, 3)
+    np.testing.assert_array_equal(np.moveaxis(last, -1, 1), first[:, :, 0])
+
+
+def test_a_picture_may_stay_whole() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    values = cut(rgb, UNCHANGED, Cut())
+    assert values.dtype == np.uint8
+    np.testing.assert_array_equal(values[0, :, 0], rgb.transpose(2, 0, 1))
 
 
 def test_the_table_ends_where_it_must() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16
 from PIL import Image
 
 from filmroll.errors import ImageFormatError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
+from filmroll.pixels.patches import UNCHANGED, Cut, Table, Values, cut
 from filmroll.store.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -22,6 +24,9 @@ Rgb = npt.NDArray[np.uint8]
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Model inputs under the names that the family's own image processor gives them."""
+
+Dtype = Literal["float32", "bfloat16", "uint8"]
+"""What values come in; uint8 are levels that a reader normalizes late, on its device."""
 
 DECODER = "canonical-rgb8"
 """How stored bytes become a picture, by name: part of every recipe."""
@@ -84,6 +89,15 @@ class Family(ABC):
     """The name of the `renderers` text renderer for this checkpoint, None where there is none."""
     placeholders: Placeholders
     forward: ForwardPolicy
+    cut: Cut
+
+    def __init__(self, table: npt.NDArray[np.float32]) -> None:
+        """`table` is what each level of each channel becomes in float32, [3, 256]."""
+        self._tables: dict[Dtype, Table] = {
+            "float32": table,
+            "bfloat16": table.astype(bfloat16),
+            "uint8": UNCHANGED,
+        }
 
     @classmethod
     @abstractmethod
@@ -94,16 +108,36 @@ class Family(ABC):
     def layout(self, width: int, height: int) -> Layout:
         """What an image of this size becomes; LayoutError where the processor refuses it too."""
 
-    def pixels(self, images: Sequence[Rgb | Image.Image]) -> Arrays:
+    def pixels(self, images: Sequence[Rgb | Image.Image], dtype: Dtype = "float32") -> Arrays:
         """The processor's own arrays for these pictures, in order; none for no pictures.
 
-        A picture is a uint8 array [height, width, 3], or a PIL image, which is read as the store reads it.
+        A picture is a uint8 array [height, width, 3], or a PIL image, which is read as the store reads
+        it. In uint8 the values are levels that have yet to be normalized, without temporal copies.
         """
-        return self._pixels([_rgb(image, index) for index, image in enumerate(images)])
+        parts = [self._developed(_rgb(image, index), dtype) for index, image in enumerate(images)]
+        return self.join(parts) if parts else {}
+
+    def join(self, parts: Sequence[Arrays]) -> Arrays:
+        """The arrays of several pictures as one call of the processor gives them."""
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _developed(self, rgb: Rgb, dtype: Dtype) -> Arrays:
+        height, width, _ = rgb.shape
+        layout = self.layout(width, height)
+        how, table = self.cut, self._tables[dtype]
+        if dtype == "uint8":
+            how = replace(how, temporal=1)
+        return self._arrays([cut(canvas, table, how) for canvas in self._canvases(rgb, layout)], layout)
 
     @abstractmethod
-    def _pixels(self, images: Sequence[Rgb]) -> Arrays:
-        """`pixels` of pictures that are known to be arrays."""
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        """The pictures that are cut: resized, cropped and padded, still in levels."""
+
+    @abstractmethod
+    def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
+        """What was cut from the canvases, under the names and in the shapes of the processor."""
 
     def expansion(self, image: ImageDescriptor) -> npt.NDArray[np.int32]:
         """The `image.tokens` tokens that an image's one pad becomes.

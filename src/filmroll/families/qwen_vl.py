@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
@@ -19,7 +19,7 @@ from filmroll.errors import CheckpointError, LayoutError
 from filmroll.families.base import DECODER, Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.image import ImageRef
-from filmroll.pixels.patches import CHANNELS, level_table, patchify, resize
+from filmroll.pixels.patches import CHANNELS, Cut, Values, level_table, resize
 
 PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 MAX_ASPECT_RATIO = 200
@@ -71,9 +71,12 @@ class QwenVL(Family):
         self.forward = ForwardPolicy(token_types=True, grid="image_grid_thw")
         self.fingerprint = _fingerprint(settings)
         self.recipe = _recipe(settings)
-        self._table = level_table(
-            settings.rescale_factor if settings.do_rescale else None,
-            (settings.image_mean, settings.image_std) if settings.do_normalize else None,
+        self.cut = Cut((settings.patch_size, settings.patch_size), settings.merge_size, settings.temporal_patch_size)
+        super().__init__(
+            level_table(
+                settings.rescale_factor if settings.do_rescale else None,
+                (settings.image_mean, settings.image_std) if settings.do_normalize else None,
+            )
         )
 
     @classmethod
@@ -94,24 +97,17 @@ class QwenVL(Family):
             payload={"image_grid_thw": [[1, rows, columns]]},
         )
 
-    def _pixels(self, images: Sequence[Rgb]) -> Arrays:
-        if not images:
-            return {}
-        settings = self.settings
-        grids = [self.layout(rgb.shape[1], rgb.shape[0]).grid for rgb in images]
-        ends = np.cumsum([rows * columns for _, rows, columns in grids])
-        values = np.empty((ends[-1], CHANNELS * settings.temporal_patch_size * settings.patch_size**2), np.float32)
-        for rgb, (_, rows, columns), end in zip(images, grids, ends, strict=True):
-            picture = resize(rgb, rows * settings.patch_size, columns * settings.patch_size, settings.resample)
-            patchify(
-                picture,
-                self._table,
-                values[end - rows * columns : end],
-                patch=settings.patch_size,
-                merge=settings.merge_size,
-                temporal=settings.temporal_patch_size,
-            )
-        return {"pixel_values": values, "image_grid_thw": np.array(grids, np.int64)}
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        _, rows, columns = layout.grid
+        patch = self.settings.patch_size
+        return [resize(rgb, rows * patch, columns * patch, self.settings.resample)]
+
+    def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
+        (patches,) = values
+        return {
+            "pixel_values": patches.reshape(len(patches), -1),
+            "image_grid_thw": np.array([layout.grid], np.int64),
+        }
 
     def cost(self, layout: Layout) -> int:
         return math.prod(layout.grid)
