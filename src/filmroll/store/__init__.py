@@ -13,27 +13,35 @@ from filmroll.store.files import FileShelf
 from filmroll.store.ingest import Limits
 from filmroll.store.leases import Lease
 from filmroll.store.manifests import Manifest
-from filmroll.store.sources import path_of
+from filmroll.store.shelf import Shelf
+from filmroll.store.sources import HttpSources, path_of
 from filmroll.store.store import Store
 
-__all__ = ["Lease", "Limits", "Manifest", "Store", "open_store"]
+__all__ = ["HttpSources", "Lease", "Limits", "Manifest", "Store", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 
 
-def open_store(url: str | os.PathLike[str], limits: Limits | None = None) -> Store:
-    """The store at a folder's path (`~` is expanded) or file: URI; anything else is a ConfigError."""
+def open_store(url: str | os.PathLike[str], limits: Limits | None = None, *, http: HttpSources | None = None) -> Store:
+    """The store at a folder's path (`~` is expanded) or file: URI; anything else is a ConfigError.
+
+    With `http`, images are put from http(s) URLs too; without it, nothing is ever fetched.
+    """
+    return Store(_shelf(url), limits, http=http)
+
+
+def _shelf(url: str | os.PathLike[str]) -> Shelf:
     text = os.fspath(url)
     scheme = _SCHEME.match(text) if isinstance(url, str) else None
     if scheme is None:
         if not text or "\0" in text:
             raise ConfigError("the store has no place", remedy="Name a folder")
-        return Store(FileShelf(os.path.expanduser(text)), limits)  # noqa: PTH111 - Path raises where there is no home
+        return FileShelf(os.path.expanduser(text))  # noqa: PTH111 - Path raises where there is no home
     if scheme[1].lower() != "file":
         raise ConfigError(
             f"a store cannot be opened at {scheme[1][:32]}:", remedy="A folder's path or a file: URI is supported today"
         )
     try:
-        return Store(FileShelf(path_of(text)), limits)
+        return FileShelf(path_of(text))
     except ImageSourceError as error:
         raise ConfigError(f"the store's place: {error.problem}", remedy=error.remedy, private=error.private) from None

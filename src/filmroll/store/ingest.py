@@ -16,9 +16,9 @@ from filmroll.store.formats.pillow import image_errors, open_image
 from filmroll.store.header import read_header
 from filmroll.store.picture import encode_png, from_array, orientation, scale_key, upright_rgb
 from filmroll.store.recent import Recent
-from filmroll.store.sources import Source, fetch
+from filmroll.store.sources import HttpSources, Source, fetch
 
-__all__ = ["Canonical", "Limits", "Source", "canonical"]
+__all__ = ["Canonical", "HttpSources", "Limits", "Source", "canonical"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ _proved: Recent[Header] = Recent(1 << 16)
 """Digests of plain files that this process has decoded: putting one again costs no decoding."""
 
 
-def canonical(source: Source, limits: Limits | None = None) -> Canonical:
+def canonical(source: Source, limits: Limits | None = None, http: HttpSources | None = None) -> Canonical:
     """The image in canonical form; any fault of the source is an ImageError."""
     limits = limits or Limits()
-    found = fetch(source, limits)
+    found = fetch(source, limits, http)
     if isinstance(found, bytes):
         return _from_bytes(found, limits)
     if isinstance(found, Image.Image):

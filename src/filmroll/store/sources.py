@@ -1,12 +1,14 @@
-"""Where an image may come from: bytes, a path, a data: or file: URI, a Pillow image, an array."""
+"""Where an image may come from: bytes, a path, a data: or file: URI, a Pillow image, an array; a URL if allowed."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from filmroll.errors import ImageFormatError, ImageSourceError
+from filmroll.errors import ConfigError, ImageFormatError, ImageSourceError
 from filmroll.store.formats.base import Limits
 from filmroll.store.header import sniff
 
@@ -22,10 +24,14 @@ Source: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8 | np.uint16] | Any"
 )
 """What `put` takes: encoded bytes; a path, or a data: or file: URI; a Pillow image; a uint8 or uint16
-array or torch tensor, [height, width] or [height, width, 1, 3 or 4]. `Any` stands for the tensor,
-because torch is never imported here. A str is opened as a file: pass no text of strangers."""
+array or torch tensor, [height, width] or [height, width, 1, 3 or 4]; an http(s) URL, if the store has
+HttpSources. `Any` stands for the tensor, because torch is never imported here. A str is opened as a
+file: pass no text of strangers."""
 
 Array: TypeAlias = npt.NDArray[Any]
+
+PORTS = {"http": 80, "https": 443}
+"""Of the schemes that can be fetched, the ports that are public."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_HEAD = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
@@ -40,13 +46,36 @@ _MEDIA_TYPES = {
 }
 
 
-def fetch(source: Source, limits: Limits) -> bytes | Image.Image | Array:
+@dataclass(frozen=True, slots=True)
+class HttpSources:
+    """That a store may fetch images from URLs, and how far it goes for one.
+
+    `max_seconds` is for all of it: looking up names, redirects, the last byte. `private_addresses` allows every
+    address and port that this machine reaches, such as those of its own network; without it only public addresses
+    are connected to, at the schemes' own ports, so that URLs of strangers reach nothing inside.
+    """
+
+    max_seconds: float = 20.0
+    max_redirects: int = 3
+    private_addresses: bool = False
+    schemes: tuple[str, ...] = ("https",)
+
+    def __post_init__(self) -> None:
+        if not (self.max_seconds > 0 and math.isfinite(self.max_seconds)):
+            raise ConfigError(f"max_seconds is {self.max_seconds}", remedy="Name a number of seconds above 0")
+        if self.max_redirects < 0:
+            raise ConfigError(f"max_redirects is {self.max_redirects}", remedy="Name 0 or more")
+        if not self.schemes or not set(self.schemes) <= PORTS.keys():
+            raise ConfigError(f"the schemes are {self.schemes!r}", remedy="Name https, or http, or both")
+
+
+def fetch(source: Source, limits: Limits, http: HttpSources | None = None) -> bytes | Image.Image | Array:
     """The source's encoded bytes, or its picture where it is one already."""
     if isinstance(source, bytes | bytearray | memoryview):
         limits.check_bytes(memoryview(source).nbytes)
         return bytes(source)
     if isinstance(source, str):
-        return _fetch_text(source, limits)
+        return _fetch_text(source, limits, http)
     if isinstance(source, os.PathLike):
         return _read_file(os.fspath(source), limits)
     if isinstance(source, Image.Image):
@@ -73,18 +102,26 @@ def path_of(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(parts.path))
 
 
-def _fetch_text(text: str, limits: Limits) -> bytes:
+def _fetch_text(text: str, limits: Limits, http: HttpSources | None) -> bytes:
     kind = text[:5].lower()
     if kind == "data:":
         return _decode_data(text, limits)
     if kind == "file:":
         return _read_file(path_of(text), limits)
     scheme = _SCHEME.match(text)
-    if scheme is not None:
+    if scheme is None:
+        return _read_file(text, limits)
+    name = scheme[1].lower()
+    if http is None or name not in PORTS:
         raise ImageSourceError(
-            f"images are not fetched over {scheme[1].lower()[:16]}", remedy="Pass the bytes, a path, or a data: URI"
+            f"images are not fetched over {name[:16]}",
+            remedy="Pass the bytes, a path, or a data: URI"
+            + (", or open the store with HttpSources" if name in PORTS else ""),
         )
-    return _read_file(text, limits)
+    # Not at the top: stores that fetch nothing need not load an HTTP client.
+    from filmroll.store.remote import fetch_url
+
+    return fetch_url(text, limits, http)
 
 
 def _decode_data(uri: str, limits: Limits) -> bytes:

@@ -10,12 +10,13 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 import anyio.to_thread
 
 from filmroll.errors import (
+    FilmrollError,
     ImageDamagedError,
     ImageLimitError,
     ImageNotFoundError,
@@ -24,10 +25,11 @@ from filmroll.errors import (
     StoreUnavailableError,
 )
 from filmroll.image import EXTENSIONS, ImageRef
-from filmroll.store.ingest import Canonical, Limits, Source, canonical
+from filmroll.store.ingest import Canonical, HttpSources, Limits, Source, canonical
 from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
 from filmroll.store.recent import Recent
 from filmroll.store.shelf import Item, Shelf
+from filmroll.store.together import together
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +48,40 @@ class Store:
     Thread-safe; any number of processes and machines may use the same place at once, without locks.
     """
 
-    def __init__(self, shelf: Shelf, limits: Limits | None = None, *, grace: float = GRACE) -> None:
+    def __init__(
+        self, shelf: Shelf, limits: Limits | None = None, *, grace: float = GRACE, http: HttpSources | None = None
+    ) -> None:
         self.shelf = shelf
         self.limits = limits or Limits()
         self.grace = grace
+        self.http = http
         self._known: Recent[None] = Recent(1 << 16)
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Shelf, Limits], dict[str, float]]:
-        return type(self), (self.shelf, self.limits), {"grace": self.grace}
+    def __reduce__(self) -> tuple[type[Store], tuple[Shelf, Limits], dict[str, object]]:
+        return type(self), (self.shelf, self.limits), {"grace": self.grace, "http": self.http}
 
     def __repr__(self) -> str:
         return f"Store({self.shelf!r})"
 
     def put(self, source: Source) -> ImageRef:
         """Make the image canonical, write it if it is new, and say where it is."""
-        return self.write(canonical(source, self.limits))
+        return self.write(canonical(source, self.limits, self.http))
 
-    def put_many(self, sources: Sequence[Source]) -> list[ImageRef]:
-        return [self.put(source) for source in sources]
+    def put_many(self, sources: Iterable[Source]) -> list[ImageRef]:
+        """`put` for each, a few at a time; the first error, with its image's number, once the others are all put."""
+        results = list(together(self._try_to_put, sources))
+        for index, result in enumerate(results):
+            if isinstance(result, FilmrollError):
+                raise result.at(index=index) from result
+        return [result for result in results if isinstance(result, ImageRef)]
 
     async def aput(self, source: Source) -> ImageRef:
         """`put`, off the event loop."""
         return await anyio.to_thread.run_sync(self.put, source)
+
+    async def aput_many(self, sources: Iterable[Source]) -> list[ImageRef]:
+        """`put_many`, off the event loop."""
+        return await anyio.to_thread.run_sync(self.put_many, sources)
 
     async def aread(self, ref: ImageRef) -> bytes:
         """`read`, off the event loop."""
@@ -134,6 +148,12 @@ class Store:
             return False
         log.error("the stored image %s is damaged and was set aside as %s", name, aside)
         return True
+
+    def _try_to_put(self, source: Source) -> ImageRef | FilmrollError:
+        try:
+            return self.put(source)
+        except FilmrollError as error:
+            return error
 
     def _name_inside(self, ref: ImageRef) -> str:
         """The one place an image can be follows from its digest; a reference to any other is refused unopened."""
