@@ -143,7 +143,7 @@ def test_every_model_type(model_folder: Any, model_type: str) -> None:
     family = load_family(folder)
     config = AutoConfig.from_pretrained(folder)
     assert isinstance(family, QwenVL)
-    assert family.forward.token_types
+    assert family.forward.marks == "mm_token_type_ids"
     assert family.placeholders.image == config.image_token_id
     assert family.placeholders.unsampled == tuple(getattr(config, key) for key in TOKENS)
     assert family.renderer is None or config_from_name(family.renderer).name == family.renderer

@@ -62,7 +62,7 @@ def test_arrays_are_those_of_one_call(store: Any, family: QwenVL, put: Put) -> N
 
 
 def test_no_descriptors_are_no_arrays(store: Any, family: QwenVL) -> None:
-    assert Materializer(store, family).load([]) == Materialized((), Receipt())
+    assert Materializer(store, family).load([]) == Materialized((), Receipt(), family)
 
 
 def test_what_a_caller_does_to_its_arrays_reaches_nobody_else(store: Any, family: QwenVL, put: Put) -> None:

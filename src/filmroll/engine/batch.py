@@ -56,9 +56,9 @@ def prompt_positions(model: Any, family: Family, tokens: Sequence[int], images: 
     (`rope_deltas`) belongs to whichever batch came last. Decoding goes on at the highest position + 1.
     """
     rule = getattr(model.model, "get_rope_index", None)
-    if rule is None:
-        return torch.arange(len(tokens))[None]
     grid = family.forward.grid
+    if rule is None or grid is None:
+        return torch.arange(len(tokens))[None]
     outlines = [replace(picture, arrays={grid: picture.arrays[grid]}) for picture in images.pictures]
     inputs = model_inputs(family, [tokens], Sheet.of(outlines), pad="left")
     positions: torch.Tensor = rule(**inputs)[0][:, 0]

@@ -67,10 +67,15 @@ class Placeholders:
 class ForwardPolicy:
     """What the model's forward wants beside tokens and pixels."""
 
-    token_types: bool
-    """`mm_token_type_ids`: 1 at image placeholders, 0 elsewhere."""
-    grid: str
-    """The array that has one row an image, and that the forward wants for each place an image is used."""
+    marks: str | None = None
+    """The name of the array that is 1 at image placeholders and 0 elsewhere, where the forward takes one."""
+    grid: str | None = None
+    """The array that has one row an image, and that the forward wants for each place an image is used.
+
+    None where the vision tower cannot yet be run for distinct pictures alone: every place brings its picture.
+    """
+    unused: tuple[str, ...] = ()
+    """Arrays of the image processor that the forward does not take."""
 
 
 class Family(ABC):

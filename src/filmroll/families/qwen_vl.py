@@ -68,7 +68,7 @@ class QwenVL(Family):
         self.placeholders = placeholders
         self.renderer = renderer
         # Every model of the line takes its positions from mm_token_type_ids; some fail without, some go on wrongly.
-        self.forward = ForwardPolicy(token_types=True, grid="image_grid_thw")
+        self.forward = ForwardPolicy(marks="mm_token_type_ids", grid="image_grid_thw")
         self.fingerprint = _fingerprint(settings)
         self.recipe = _recipe(settings)
         self.cut = Cut((settings.patch_size, settings.patch_size), settings.merge_size, settings.temporal_patch_size)

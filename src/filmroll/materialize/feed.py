@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from filmroll.errors import CheckpointError, ReceiptError, TrainingError
-from filmroll.materialize.sheet import Sheet
+from filmroll.materialize.sheet import Sheet, owned
 
 if TYPE_CHECKING:
     import torch
 
-    from filmroll.families.base import Family
+    from filmroll.families.base import Arrays, Family
 
 SUPPRESSED = -1e9
 """The logit of a token that cannot be sampled: finite, so that softmax and its gradient are too."""
@@ -52,16 +52,25 @@ def model_inputs(
 ) -> dict[str, torch.Tensor]:
     """Keyword arguments of one forward: token rows padded to [B, T], and the pictures of the sheet.
 
-    Pixels are there once for each distinct picture, grids for each place: the forward has to run
-    inside `feeding`.
+    Where the family has a grid, pixels are there once for each distinct picture and grids for each
+    place: the forward has to run inside `feeding`. Else every place brings the whole of its picture.
     """
     import torch
 
     inputs = {name: torch.from_numpy(array).to(device) for name, array in _padded(family, rows, pad).items()}
-    for name in sheet.distinct[0].arrays if sheet.distinct else ():
-        array = sheet.array(name, everywhere=name == family.forward.grid)
-        inputs[name] = torch.from_numpy(array).to(device)
+    for name, array in _pictures(family, sheet).items():
+        if name not in family.forward.unused:
+            inputs[name] = torch.from_numpy(array).to(device)
     return inputs
+
+
+def _pictures(family: Family, sheet: Sheet) -> Arrays:
+    if not sheet.places:
+        return {}
+    grid = family.forward.grid
+    if grid is None:
+        return owned(family.join([sheet.distinct[place].arrays for place in sheet.places]))
+    return {name: sheet.array(name, everywhere=name == grid) for name in sheet.distinct[0].arrays}
 
 
 def _padded(family: Family, rows: Sequence[Sequence[int] | Any], pad: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -73,8 +82,8 @@ def _padded(family: Family, rows: Sequence[Sequence[int] | Any], pad: str) -> di
         ids[index, place] = row
         mask[index, place] = 1
     arrays = {"input_ids": ids, "attention_mask": mask}
-    if family.forward.token_types:
-        arrays["mm_token_type_ids"] = ((ids == family.placeholders.image) & (mask == 1)).astype(np.int64)
+    if family.forward.marks:
+        arrays[family.forward.marks] = ((ids == family.placeholders.image) & (mask == 1)).astype(np.int64)
     return arrays
 
 
@@ -106,6 +115,11 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
     if not sheet.places:
         yield consumed
         return
+    if family.forward.grid is None:
+        raise TrainingError(
+            f"models of the family {family.name!r} cannot yet be fed each distinct picture once",
+            remedy="Run their forward as it is, on model_inputs()",
+        )
     tower = vision_tower(model)
     device = next(tower.parameters()).device
     grids = torch.from_numpy(sheet.array(family.forward.grid)).to(device)

@@ -16,7 +16,7 @@ from filmroll.errors import FilmrollError, FingerprintError, GridError, Placemen
 from filmroll.families.base import Arrays, Family
 from filmroll.image import ImageRef
 from filmroll.materialize.cache import Cache, CacheCounts
-from filmroll.materialize.sheet import Picture
+from filmroll.materialize.sheet import Picture, owned
 from filmroll.pixels.decode import decode
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
@@ -33,12 +33,12 @@ class Materialized:
     pictures: tuple[Picture, ...]
     receipt: Receipt
     """Its `consumed` is 0: whoever runs the model adds that."""
+    family: Family
 
     @property
     def arrays(self) -> Arrays:
         """The arrays of all pictures as one `family.pixels` call gives them; {} for no pictures."""
-        names = self.pictures[0].arrays if self.pictures else ()
-        return {name: np.concatenate([picture.arrays[name] for picture in self.pictures]) for name in names}
+        return owned(self.family.join([picture.arrays for picture in self.pictures])) if self.pictures else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Materializer:
             at_hand[descriptor.identity] = developed
             pictures.append(developed.picture)
         receipt = Receipt(referenced=len(descriptors), verified=len(pictures), decoded=len(pictures))
-        return Materialized(tuple(pictures), receipt)
+        return Materialized(tuple(pictures), receipt, self.family)
 
     def cache_counts(self) -> CacheCounts:
         return self._cache.counts()

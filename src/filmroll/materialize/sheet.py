@@ -54,3 +54,8 @@ class Sheet:
         ends = np.cumsum([picture.features for picture in self.distinct])
         spans = [np.arange(end - picture.features, end) for end, picture in zip(ends, self.distinct, strict=True)]
         return np.concatenate([spans[place] for place in self.places])
+
+
+def owned(arrays: Arrays) -> Arrays:
+    """Arrays that their caller may write to; a picture's own are shared, hence read-only, and are copied."""
+    return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
