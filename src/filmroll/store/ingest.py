@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from filmroll.store.formats.base import Header, Limits
 from filmroll.store.formats.pillow import image_errors, open_image
 from filmroll.store.header import read_header
-from filmroll.store.picture import encode_png, from_array, orientation, scale_key, upright_rgb
+from filmroll.store.picture import encode_png, from_samples, orientation, samples, scale_key, upright_rgb
 from filmroll.store.recent import Recent
 from filmroll.store.sources import HttpSources, Source, fetch
 
@@ -35,6 +37,9 @@ class Canonical:
 _proved: Recent[Header] = Recent(1 << 16)
 """Digests of plain files that this process has decoded: putting one again costs no decoding."""
 
+_made: Recent[Canonical] = Recent(32 << 20, weigh=lambda image: len(image.data))
+"""What was made of other files, by digest, and of pixels: the same frame again costs no encoding."""
+
 
 def canonical(source: Source, limits: Limits | None = None, http: HttpSources | None = None) -> Canonical:
     """The image in canonical form; any fault of the source is an ImageError."""
@@ -44,8 +49,8 @@ def canonical(source: Source, limits: Limits | None = None, http: HttpSources | 
         return _from_bytes(found, limits)
     if isinstance(found, Image.Image):
         limits.check_size(*found.size)
-        return _encoded(upright_rgb(found), limits)
-    return _encoded(from_array(found, limits), limits)
+        return _from_pixels(np.asarray(upright_rgb(found)), limits)
+    return _from_pixels(samples(found, limits), limits)
 
 
 def _from_bytes(data: bytes, limits: Limits) -> Canonical:
@@ -54,6 +59,9 @@ def _from_bytes(data: bytes, limits: Limits) -> Canonical:
     if known is not None:
         limits.check_size(known.width, known.height)
         return Canonical(data, digest, known.media_type, known.width, known.height)
+    made = _made.get(digest)
+    if made is not None:
+        return _within(limits, made)
     header = read_header(data, limits)
     # Plain files are decoded too, once: bytes that no reader can decode are refused here, where
     # the image was made, and not a training step later.
@@ -65,7 +73,7 @@ def _from_bytes(data: bytes, limits: Limits) -> Canonical:
         _proved.add(digest, header)
         return Canonical(data, digest, header.media_type, header.width, header.height)
     scale_key(image, header)
-    return _encoded(upright_rgb(image), limits)
+    return _encoded(digest, upright_rgb(image), limits)
 
 
 def _as_announced(image: Image.Image, header: Header) -> bool:
@@ -79,9 +87,22 @@ def _as_announced(image: Image.Image, header: Header) -> bool:
     )
 
 
-def _encoded(picture: Image.Image, limits: Limits) -> Canonical:
+def _from_pixels(pixels: npt.NDArray[np.uint8], limits: Limits) -> Canonical:
+    # The shape in clear: no file's digest is such a key.
+    key = f"{pixels.shape} {hashlib.sha256(pixels.data).hexdigest()}"
+    made = _made.get(key)
+    return _encoded(key, from_samples(pixels), limits) if made is None else _within(limits, made)
+
+
+def _encoded(key: str, picture: Image.Image, limits: Limits) -> Canonical:
     data = encode_png(picture)
-    limits.check_bytes(len(data))
-    digest = hashlib.sha256(data).hexdigest()
-    _proved.add(digest, Header("PNG", *picture.size, plain=True))
-    return Canonical(data, digest, "image/png", *picture.size)
+    image = Canonical(data, hashlib.sha256(data).hexdigest(), "image/png", *picture.size)
+    _proved.add(image.sha256, Header("PNG", *picture.size, plain=True))
+    _made.add(key, image)
+    return _within(limits, image)
+
+
+def _within(limits: Limits, image: Canonical) -> Canonical:
+    limits.check_size(image.width, image.height)
+    limits.check_bytes(len(image.data))
+    return image

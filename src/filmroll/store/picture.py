@@ -71,8 +71,8 @@ def scale_key(image: Image.Image, header: Header) -> None:
         )
 
 
-def from_array(array: npt.NDArray[Any], limits: Limits) -> Image.Image:
-    """The picture in an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or uint16.
+def samples(array: npt.NDArray[Any], limits: Limits) -> npt.NDArray[np.uint8]:
+    """The picture in an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or uint16, in 8 bits and of its own.
 
     Channels come last. A channels-first array is never guessed at: [3, 4, 4] could be either.
     """
@@ -88,13 +88,19 @@ def from_array(array: npt.NDArray[Any], limits: Limits) -> Image.Image:
         )
     limits.check_size(array.shape[1], array.shape[0])
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = high_byte(array)
+        return np.ascontiguousarray(high_byte(array))
     if array.dtype != np.uint8:
         raise ImageFormatError(
             f"an array of {array.dtype} is no picture", remedy="Scale it to 0..255 and convert it to uint8"
         )
+    # A copy: an environment may draw its next frame into the same memory.
+    return np.array(array, order="C")
+
+
+def from_samples(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     with image_errors("the array"):
-        return upright_rgb(Image.fromarray(np.ascontiguousarray(array)))
+        image = Image.fromarray(pixels)
+        return _on_white(image) if image.mode == "RGBA" else image
 
 
 def high_byte(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
