@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-EXTRAS = frozenset({"jinja2", "matplotlib", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
+EXTRAS = frozenset({"jinja2", "matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
 """Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import platform
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.store.effort import FULL
+from tests.store.servers.endpoint import S3Server
+from tests.store.servers.moto import started_moto
 
 
 class Show:
@@ -29,6 +31,13 @@ class Show:
 @pytest.fixture
 def show(record_property: Callable[[str, object], None]) -> Show:
     return Show(record_property)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """An emulator of S3."""
+    with started_moto() as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 
 from filmroll.errors import ConfigError, ImageSourceError
+from filmroll.store.buckets import SCHEMES
 from filmroll.store.files import FileShelf
 from filmroll.store.ingest import Limits
 from filmroll.store.leases import Lease
@@ -23,7 +24,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 
 
 def open_store(url: str | os.PathLike[str], limits: Limits | None = None, *, http: HttpSources | None = None) -> Store:
-    """The store at a folder's path (`~` is expanded) or file: URI; anything else is a ConfigError.
+    """The store at a folder's path (`~` is expanded), a file: URI, or a bucket's URL such as s3://bucket/prefix.
+
+    Google's buckets are gs://, Azure's containers az://; memory://name lasts as long as the process.
+    Credentials, region and endpoint come from the environment. Anything else is a ConfigError.
 
     With `http`, images are put from http(s) URLs too; without it, nothing is ever fetched.
     """
@@ -37,11 +41,26 @@ def _shelf(url: str | os.PathLike[str]) -> Shelf:
         if not text or "\0" in text:
             raise ConfigError("the store has no place", remedy="Name a folder")
         return FileShelf(os.path.expanduser(text))  # noqa: PTH111 - Path raises where there is no home
+    if scheme[1].lower() in SCHEMES:
+        return _object_shelf(text)
     if scheme[1].lower() != "file":
         raise ConfigError(
-            f"a store cannot be opened at {scheme[1][:32]}:", remedy="A folder's path or a file: URI is supported today"
+            f"a store cannot be opened at {scheme[1][:32]}:",
+            remedy="Name a folder, or a URL that begins with file://, s3://, gs://, az:// or memory://",
         )
     try:
         return FileShelf(path_of(text))
     except ImageSourceError as error:
         raise ConfigError(f"the store's place: {error.problem}", remedy=error.remedy, private=error.private) from None
+
+
+def _object_shelf(url: str) -> Shelf:
+    try:
+        from filmroll.store.objects import ObjectShelf
+    except ModuleNotFoundError as error:
+        if error.name != "obstore":
+            raise
+        raise ConfigError(
+            "a store in a bucket needs obstore, which is not installed", remedy="Install filmroll[objects]"
+        ) from None
+    return ObjectShelf(url)

@@ -1,0 +1,31 @@
+"""Where the stores of one test may be: a folder, a bucket of a server, a name in memory."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.store.servers.endpoint import BUCKET, S3Server
+
+
+class Place:
+    """New for each test, so that nothing is there yet."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+        self.name = secrets.token_hex(8)
+
+    @property
+    def folder(self) -> Path:
+        folder: Path = self._request.getfixturevalue("tmp_path")
+        return folder / "store"
+
+    def bucket(self, fixture: str) -> str:
+        """The URL of a prefix in a server's bucket; from now on this process's environment names that server."""
+        server: S3Server = self._request.getfixturevalue(fixture)
+        monkeypatch: pytest.MonkeyPatch = self._request.getfixturevalue("monkeypatch")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return f"s3://{BUCKET}/{self.name}/images"
