@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from ml_dtypes import bfloat16
 
-from filmroll.pixels.patches import UNCHANGED, Cut, cut, level_table, resize
+from filmroll.pixels import patches
+from filmroll.pixels.patches import UNCHANGED, Cut, cut, level_table
 
 
 @settings(max_examples=50, deadline=None)
@@ -24,18 +25,6 @@ def test_every_value_is_where_the_legend_says(
     for band, column, down, right, channel, time, y, x in np.ndindex(legend.shape):
         level = rgb[(band * merge + down) * patch + y, (column * merge + right) * patch + x, channel]
         assert legend[band, column, down, right, channel, time, y, x] == table[channel, level]
-
-
-def test_a_picture_that_has_the_size_is_not_copied() -> None:
-    rgb = np.zeros((4, 6, 3), np.uint8)
-    assert resize(rgb, 4, 6, 3) is rgb
-
-
-@pytest.mark.parametrize("resample", range(6))
-def test_resizing_is_pillows(resample: int) -> None:
-    rgb = np.random.default_rng(0).integers(0, 256, (31, 47, 3), np.uint8)
-    expected = np.asarray(Image.fromarray(rgb).resize((20, 50), resample))
-    np.testing.assert_array_equal(resize(rgb, 50, 20, resample), expected)
 
 
 def test_read_only_and_strided_pictures_are_taken() -> None:
@@ -71,3 +60,19 @@ def test_the_table_ends_where_it_must() -> None:
     assert table[:, 255].tolist() == [1, 1, 1]
     np.testing.assert_array_equal(level_table(None)[0], np.arange(256))
     np.testing.assert_array_equal(level_table(None, ((1, 2, 3), half))[:, 10], [18, 16, 14])
+
+
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(1, 4)] * 6, st.booleans(), st.sampled_from([np.float32, bfloat16, np.uint8]))
+def test_the_compiled_cut_is_numpys(
+    bands: int, columns: int, tall: int, wide: int, merge: int, temporal: int, last: bool, dtype: type
+) -> None:
+    assert patches.compiled is not None, "this machine has a compiler, so the loops should have been built"
+    draw = np.random.default_rng(bands * columns)
+    rgb = draw.integers(0, 256, (bands * merge * tall, columns * merge * wide, 3), np.uint8)
+    table = draw.normal(0, 100, (3, 256)).astype(dtype)
+    how = Cut((tall, wide), merge, 1 if last else temporal, channels_last=last)
+    ours = cut(rgb, table, how)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patches, "compiled", None)
+        np.testing.assert_array_equal(ours.view(np.uint8), cut(rgb, table, how).view(np.uint8))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from filmroll.pixels.kernels import compiled
 
 Rgb = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.generic]
@@ -39,13 +40,6 @@ class Cut:
     channels_last: bool = False
 
 
-def resize(rgb: Rgb, height: int, width: int, resample: int) -> Rgb:
-    """The picture [H, W, C] at another size, by one of Pillow's filters; the same picture if the size is its own."""
-    if rgb.shape[:2] == (height, width):
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling(resample)))
-
-
 def level_table(rescale: float | None, normalize: tuple[Channels, Channels] | None = None) -> npt.NDArray[np.float32]:
     """[C, 256]: the float that each 8 bit level of each channel becomes; `normalize` is (mean, deviation).
 
@@ -65,24 +59,41 @@ def level_table(rescale: float | None, normalize: tuple[Channels, Channels] | No
 def cut(rgb: Rgb, table: Table, how: Cut) -> Values:
     """The picture's values, [N, C, t, ph, pw] or [N, ph, pw, C], each level looked up in `table`.
 
-    H and W must be multiples of ph * m and pw * m. The work goes band by band, m patches high, so
-    that the one intermediate array stays in the processor's cache.
+    H and W must be multiples of ph * m and pw * m.
     """
     height, width, _ = rgb.shape
     tall, wide = how.patch or (height, width)
     bands, columns = height // (tall * how.merge), width // (wide * how.merge)
-    tiles = rgb.reshape(bands, how.merge, tall, columns, how.merge, wide, CHANNELS).transpose(0, 6, 3, 1, 4, 2, 5)
-    shape = (bands, columns, how.merge, how.merge)
-    if how.channels_last:
-        out = np.empty((*shape, tall, wide, CHANNELS), table.dtype)
-        rows = np.moveaxis(out, -1, 4)[:, :, :, :, :, None]
+    count = bands * columns * how.merge**2
+    shape = (tall, wide, CHANNELS) if how.channels_last else (CHANNELS, how.temporal, tall, wide)
+    out = np.empty((count, *shape), table.dtype)
+    if compiled is None:
+        _cut(rgb, table, out.reshape(bands, columns, how.merge, how.merge, *shape), how)
     else:
-        out = np.empty((*shape, CHANNELS, how.temporal, tall, wide), table.dtype)
-        rows = out
+        numbers = (bands, columns, how.merge, tall, wide, how.temporal, how.channels_last)
+        # Bytes, because no buffer says bfloat16.
+        compiled.cut(
+            np.ascontiguousarray(rgb),
+            np.ascontiguousarray(table).view(np.uint8),
+            out.view(np.uint8),
+            numbers,
+            table.itemsize,
+        )
+    return out
+
+
+def _cut(rgb: Rgb, table: Table, out: Values, how: Cut) -> None:
+    """`cut` by numpy alone, into [h / m, w / m, m, m, ...].
+
+    Band by band, m patches high, so that the one intermediate array stays in the processor's cache.
+    """
+    bands, columns, merge = out.shape[:3]
+    tall, wide = how.patch or rgb.shape[:2]
+    tiles = rgb.reshape(bands, merge, tall, columns, merge, wide, CHANNELS).transpose(0, 6, 3, 1, 4, 2, 5)
+    rows = np.moveaxis(out, -1, 4)[:, :, :, :, :, None] if how.channels_last else out
     # An index array of numpy's own index type: take() would convert any other to it, anew for each call.
     levels = np.empty(tiles.shape[2:], np.intp)
     for band in range(bands):
         for channel in range(CHANNELS):
             levels[...] = tiles[band, channel]
             rows[band, :, :, :, channel] = table[channel].take(levels, mode="clip")[:, :, :, None]
-    return out.reshape(bands * columns * how.merge**2, *out.shape[4:])
