@@ -28,9 +28,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 Dtype = Literal["float32", "bfloat16", "uint8"]
 """What values come in; uint8 are levels that a reader normalizes late, on its device."""
 
-DECODER = "canonical-rgb8"
-"""How stored bytes become a picture, by name: part of every recipe."""
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -6,8 +6,6 @@ backend this file equals. Placeholder: one token per merge x merge patches.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +14,17 @@ from typing import ClassVar, Self
 import numpy as np
 
 from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import DECODER, Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
 from filmroll.families.checkpoint import Checkpoint, Section
+from filmroll.families.recipe import Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
-from filmroll.pixels.patches import CHANNELS, Cut, Values, level_table, resize
+from filmroll.pixels.patches import CHANNELS, Cut, Values
+from filmroll.pixels.resize import resize
 
 PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 MAX_ASPECT_RATIO = 200
-BICUBIC = 3
-RESAMPLING = range(6)
+LAYOUT = ("max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size")
+"""What other systems put into the fingerprint."""
 TEXTS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """The keys of config.json that hold the ids of TEXTS, in the same order."""
@@ -42,8 +42,8 @@ TOKEN_DEFAULTS = {
 """Each model type's ids where its config.json leaves them out; Qwen3.6 and 3.8 have Qwen3.5's model types."""
 
 
-@dataclass(frozen=True, slots=True)
-class QwenVLSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenVLSettings(Tones):
     """The image processor's numbers; the defaults are those of its class in transformers."""
 
     patch_size: int = 14
@@ -51,12 +51,6 @@ class QwenVLSettings:
     temporal_patch_size: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
-    resample: int = BICUBIC
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
 
 class QwenVL(Family):
@@ -69,15 +63,10 @@ class QwenVL(Family):
         self.renderer = renderer
         # Every model of the line takes its positions from mm_token_type_ids; some fail without, some go on wrongly.
         self.forward = ForwardPolicy(marks="mm_token_type_ids", grid="image_grid_thw")
-        self.fingerprint = _fingerprint(settings)
-        self.recipe = _recipe(settings)
+        self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
+        self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.patch_size, settings.patch_size), settings.merge_size, settings.temporal_patch_size)
-        super().__init__(
-            level_table(
-                settings.rescale_factor if settings.do_rescale else None,
-                (settings.image_mean, settings.image_std) if settings.do_normalize else None,
-            )
-        )
+        super().__init__(settings.table())
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
@@ -145,46 +134,16 @@ def _fit(width: int, height: int, settings: QwenVLSettings) -> tuple[int, int]:
     return tall, wide
 
 
-def _fingerprint(settings: QwenVLSettings) -> str:
-    """As other systems compute it: the numbers that the layout depends on, and no others."""
-    keys = ("max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size")
-    values = ":".join(f"{key}={json.dumps(getattr(settings, key))}" for key in keys)
-    return _hash(f"image-layout:{QwenVL.name}:{values}")
-
-
-def _recipe(settings: QwenVLSettings) -> str:
-    parts = {"family": QwenVL.name, "backend": "pil", "decoder": DECODER, "do_resize": True, **asdict(settings)}
-    return _hash(json.dumps(parts, sort_keys=True, separators=(",", ":")))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def _settings(section: Section) -> QwenVLSettings:
     default = QwenVLSettings()
-    kind = section.text("image_processor_type", PROCESSORS[0])
-    if kind not in PROCESSORS:
-        raise CheckpointError(
-            f"{section.file}: image_processor_type is {kind[:64]!r}",
-            remedy=f"The Qwen-VL line is processed by one of {', '.join(PROCESSORS)}",
-        )
-    if not section.flag("do_resize", True):
-        raise CheckpointError(
-            f"{section.file}: do_resize is false", remedy="Without resizing most images have no layout; set it to true"
-        )
+    check_processor(section, PROCESSORS, switches={"do_resize": True})
     return QwenVLSettings(
         patch_size=section.whole("patch_size", default.patch_size),
         merge_size=section.whole("merge_size", default.merge_size),
         temporal_patch_size=section.whole("temporal_patch_size", default.temporal_patch_size),
         min_pixels=_bound(section, "min_pixels", "shortest_edge", default.min_pixels),
         max_pixels=_bound(section, "max_pixels", "longest_edge", default.max_pixels),
-        resample=_resample(section),
-        do_rescale=section.flag("do_rescale", default.do_rescale),
-        rescale_factor=section.number("rescale_factor", default.rescale_factor),
-        do_normalize=section.flag("do_normalize", default.do_normalize),
-        image_mean=section.channels("image_mean", default.image_mean),
-        image_std=_deviation(section, default.image_std),
+        **read_tones(section, default),
     )
 
 
@@ -196,23 +155,6 @@ def _bound(section: Section, name: str, edge: str, default: int) -> int:
         # A size without this edge is no case for the default: the processor itself refuses to resize by it.
         return section.section("size").whole(edge)
     return default
-
-
-def _resample(section: Section) -> int:
-    value = section.whole("resample", BICUBIC, least=0)
-    if value not in RESAMPLING:
-        raise CheckpointError(
-            f"{section.file}: resample is {value}",
-            remedy="It must be one of Pillow's filters, 0 to 5; correct the file",
-        )
-    return value
-
-
-def _deviation(section: Section, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    values = section.channels("image_std", default)
-    if 0 in values:
-        raise CheckpointError(f"{section.file}: image_std has a zero", remedy="It must divide; correct the file")
-    return values
 
 
 def _check_tower(settings: QwenVLSettings, config: Section) -> None:

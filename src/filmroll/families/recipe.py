@@ -1,0 +1,102 @@
+"""What every image processor is told alike, and the two hashes that a family's numbers make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from filmroll.errors import CheckpointError
+from filmroll.families.checkpoint import Section
+from filmroll.pixels.patches import Channels, level_table
+
+DECODER = "canonical-rgb8"
+"""How stored bytes become a picture, by name: part of every recipe."""
+
+BILINEAR, BICUBIC, LANCZOS = 2, 3, 1
+RESAMPLING = range(6)
+"""Pillow's filters by number, as checkpoints write them."""
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tones:
+    """By which filter pictures are resized, and how their levels become values; a family's settings extend it."""
+
+    resample: int = BICUBIC
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Channels = OPENAI_MEAN
+    image_std: Channels = OPENAI_STD
+
+    def table(self) -> npt.NDArray[np.float32]:
+        """[3, 256]: the float that each level of each channel becomes."""
+        return level_table(
+            self.rescale_factor if self.do_rescale else None,
+            (self.image_mean, self.image_std) if self.do_normalize else None,
+        )
+
+
+def read_tones(section: Section, default: Tones) -> dict[str, Any]:
+    """The fields of Tones as an image processor's section sets them; `default` is what its class sets."""
+    resample = section.whole("resample", default.resample, least=0)
+    if resample not in RESAMPLING:
+        raise CheckpointError(
+            f"{section.file}: resample is {resample}",
+            remedy="It must be one of Pillow's filters, 0 to 5; correct the file",
+        )
+    image_std = section.channels("image_std", default.image_std)
+    if 0 in image_std:
+        raise CheckpointError(f"{section.file}: image_std has a zero", remedy="It must divide; correct the file")
+    return {
+        "resample": resample,
+        "do_rescale": section.flag("do_rescale", default.do_rescale),
+        "rescale_factor": section.number("rescale_factor", default.rescale_factor),
+        "do_normalize": section.flag("do_normalize", default.do_normalize),
+        "image_mean": section.channels("image_mean", default.image_mean),
+        "image_std": image_std,
+    }
+
+
+def check_processor(section: Section, known: Sequence[str], *, switches: Mapping[str, bool]) -> None:
+    """The image processor is one of `known`, and its switches stand as its class sets them: `switches`."""
+    kind = section.text("image_processor_type", known[0])
+    if kind not in known:
+        raise CheckpointError(
+            f"{section.file}: image_processor_type is {kind[:64]!r}",
+            remedy=f"filmroll computes as one of {', '.join(known)} does",
+        )
+    for key, wanted in switches.items():
+        if section.flag(key, wanted) is not wanted:
+            raise CheckpointError(
+                f"{section.file}: {key} is {json.dumps(not wanted)}",
+                remedy=f"filmroll computes layouts for {json.dumps(wanted)} alone",
+            )
+
+
+def fingerprint(family: str, numbers: Mapping[str, Any]) -> str:
+    """The numbers that layouts depend on, hashed as other systems hash them (docs/format.md)."""
+    values = ":".join(f"{key}={_compact(numbers[key])}" for key in sorted(numbers))
+    return _hash(f"image-layout:{family}:{values}")
+
+
+def recipe(family: str, settings: Mapping[str, Any]) -> str:
+    """Everything that pixels depend on, hashed: two processes with one recipe build the same values."""
+    return _hash(_compact({"family": family, "backend": "pil", "decoder": DECODER, "do_resize": True, **settings}))
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
