@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from filmroll.errors import CheckpointError, UnknownFamilyError
 from filmroll.families import FAMILIES, load_family
+from filmroll.families.checkpoint import read_checkpoint
 
 
 def test_a_name_of_the_hub_is_no_folder() -> None:
@@ -67,3 +69,33 @@ def test_families_need_neither_torch_nor_transformers() -> None:
         "sys.exit(bool({'torch', 'transformers', 'renderers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+LISTED: dict[str, Any] = {"added_tokens_decoder": {"7": {"content": "<img>"}}}
+DEFINED: dict[str, Any] = {"added_tokens": [{"id": 8, "content": "<img>"}]}
+
+
+@pytest.mark.parametrize(
+    ("listed", "defined", "found"),
+    [
+        (LISTED, DEFINED, 7),
+        (LISTED, None, 7),
+        ({}, DEFINED, 8),
+        (None, DEFINED, 8),
+        ({"added_tokens_decoder": {"seven": {"content": "<img>"}, "9": "<img>"}}, DEFINED, 8),
+        ({}, {"added_tokens": [5, {"id": "x", "content": "<img>"}, {"content": "<img>"}]}, None),
+        ({"added_tokens_decoder": {"1" * 5000: {"content": "<img>"}}}, {"added_tokens": "<img>"}, None),
+        (None, None, None),
+    ],
+)
+def test_the_id_of_an_added_token(model_folder: Any, listed: Any, defined: Any, found: int | None) -> None:
+    folder: Path = model_folder()
+    for name, content in (("tokenizer_config.json", listed), ("tokenizer.json", defined)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    checkpoint = read_checkpoint(folder)
+    if found is None:
+        with pytest.raises(CheckpointError, match="<img>"):
+            checkpoint.token("<img>")
+    else:
+        assert checkpoint.token("<img>") == found

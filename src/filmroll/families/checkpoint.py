@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from filmroll.errors import CheckpointError
 CONFIG = "config.json"
 PROCESSOR = "processor_config.json"
 IMAGE_PROCESSOR = "preprocessor_config.json"
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATES = ("chat_template.jinja", "chat_template.json", TOKENIZER_CONFIG)
+ID = re.compile("[0-9]{1,9}")
 COMPLETE = "Use the complete folder of a transformers checkpoint"
 
 
@@ -92,14 +97,30 @@ class Section:
 class Checkpoint:
     """What families read of a model folder."""
 
+    folder: Path
     config: Section
     processor: Section
+    """The image processor's settings."""
+    joint: Section
+    """processor_config.json: the settings of the processor of images and text; empty where there is no such file."""
     chat_template: str
     """The text of the chat template, empty where the checkpoint has none."""
 
     @property
     def model_type(self) -> str:
         return self.config.text("model_type")
+
+    def token(self, text: str) -> int:
+        """The id of a token that the tokenizer's files add by this spelling."""
+        for added_tokens in (_listed, _defined):
+            for number, token in added_tokens(self.folder):
+                if isinstance(token, dict) and token.get("content") == text and ID.fullmatch(str(number)):
+                    return int(str(number))
+        raise CheckpointError(
+            f"neither {TOKENIZER_CONFIG} nor {TOKENIZER} has the token {text!r}",
+            remedy=f"{COMPLETE} of a model that sees",
+            private=str(self.folder),
+        )
 
 
 def read_checkpoint(model: str | Path) -> Checkpoint:
@@ -108,7 +129,8 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
     config = _read(folder, CONFIG)
     if config is None:
         raise CheckpointError(f"the model folder has no {CONFIG}", remedy=COMPLETE, private=str(folder))
-    return Checkpoint(config, _image_processor(folder), _chat_template(folder))
+    joint = _read(folder, PROCESSOR) or Section(PROCESSOR, {})
+    return Checkpoint(folder, config, _image_processor(folder, joint), joint, _chat_template(folder))
 
 
 def _folder(model: str | Path) -> Path:
@@ -123,11 +145,10 @@ def _folder(model: str | Path) -> Path:
     return folder
 
 
-def _image_processor(folder: Path) -> Section:
+def _image_processor(folder: Path, joint: Section) -> Section:
     """The image processor's settings, from where transformers looks for them first."""
-    combined = _read(folder, PROCESSOR)
-    if combined is not None and "image_processor" in combined.values:
-        return combined.section("image_processor")
+    if "image_processor" in joint.values:
+        return joint.section("image_processor")
     alone = _read(folder, IMAGE_PROCESSOR)
     if alone is None:
         raise CheckpointError(
@@ -148,6 +169,19 @@ def _chat_template(folder: Path) -> str:
         if isinstance(text, str):
             return text
     return ""
+
+
+def _listed(folder: Path) -> Iterator[tuple[object, object]]:
+    """Ids and tokens from the small file that most released checkpoints list them in."""
+    settings = _read(folder, TOKENIZER_CONFIG) or Section(TOKENIZER_CONFIG, {})
+    yield from settings.section("added_tokens_decoder", {}).values.items()
+
+
+def _defined(folder: Path) -> Iterator[tuple[object, object]]:
+    """Ids and tokens from the tokenizer itself, which has tens of megabytes."""
+    tokens = (_read(folder, TOKENIZER) or Section(TOKENIZER, {})).values.get("added_tokens")
+    for token in tokens if isinstance(tokens, list) else []:
+        yield (token.get("id") if isinstance(token, dict) else None), token
 
 
 def _read(folder: Path, name: str) -> Section | None:
