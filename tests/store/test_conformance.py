@@ -27,6 +27,7 @@ BACKENDS: dict[str, Callable[[Place], Callable[[], Store]]] = {
     "files": lambda place: partial(open_store, place.folder),
     "memory": lambda place: partial(open_store, f"memory://{place.name}"),
     "moto": lambda place: partial(open_store, place.bucket("moto")),
+    "moto and cache": lambda place: partial(open_store, place.bucket("moto"), cache=place.folder),
 }
 """Each opens the same place whenever it is called, as another process would."""
 

@@ -10,6 +10,7 @@ import re
 
 from filmroll.errors import ConfigError, ImageSourceError
 from filmroll.store.buckets import SCHEMES
+from filmroll.store.cache import CACHE_BYTES, ReadCache
 from filmroll.store.files import FileShelf
 from filmroll.store.ingest import Limits
 from filmroll.store.leases import Lease
@@ -23,15 +24,24 @@ __all__ = ["HttpSources", "Lease", "Limits", "Manifest", "Store", "open_store"]
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://)?")
 
 
-def open_store(url: str | os.PathLike[str], limits: Limits | None = None, *, http: HttpSources | None = None) -> Store:
+def open_store(
+    url: str | os.PathLike[str],
+    limits: Limits | None = None,
+    *,
+    http: HttpSources | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> Store:
     """The store at a folder's path (`~` is expanded), a file: URI, or a bucket's URL such as s3://bucket/prefix.
 
     Google's buckets are gs://, Azure's containers az://; memory://name lasts as long as the process.
     Credentials, region and endpoint come from the environment. Anything else is a ConfigError.
 
-    With `http`, images are put from http(s) URLs too; without it, nothing is ever fetched.
+    With `http`, images are put from http(s) URLs too; without it, nothing is ever fetched. With
+    `cache`, a folder on a local disk, what is read is kept there, up to that many bytes.
     """
-    return Store(_shelf(url), limits, http=http)
+    held = None if cache is None else ReadCache(cache, cache_bytes)
+    return Store(_shelf(url), limits, http=http, cache=held)
 
 
 def _shelf(url: str | os.PathLike[str]) -> Shelf:

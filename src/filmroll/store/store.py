@@ -25,6 +25,7 @@ from filmroll.errors import (
     StoreUnavailableError,
 )
 from filmroll.image import EXTENSIONS, ImageRef
+from filmroll.store.cache import ReadCache
 from filmroll.store.ingest import Canonical, HttpSources, Limits, Source, canonical
 from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
 from filmroll.store.recent import Recent
@@ -49,16 +50,23 @@ class Store:
     """
 
     def __init__(
-        self, shelf: Shelf, limits: Limits | None = None, *, grace: float = GRACE, http: HttpSources | None = None
+        self,
+        shelf: Shelf,
+        limits: Limits | None = None,
+        *,
+        grace: float = GRACE,
+        http: HttpSources | None = None,
+        cache: ReadCache | None = None,
     ) -> None:
         self.shelf = shelf
         self.limits = limits or Limits()
         self.grace = grace
         self.http = http
+        self.cache = cache
         self._known: Recent[None] = Recent(1 << 16)
 
     def __reduce__(self) -> tuple[type[Store], tuple[Shelf, Limits], dict[str, object]]:
-        return type(self), (self.shelf, self.limits), {"grace": self.grace, "http": self.http}
+        return type(self), (self.shelf, self.limits), {"grace": self.grace, "http": self.http, "cache": self.cache}
 
     def __repr__(self) -> str:
         return f"Store({self.shelf!r})"
@@ -106,9 +114,14 @@ class Store:
         """The bytes whose digest and length the reference names: never others, never from elsewhere."""
         name = self._name_inside(ref)
         self.limits.check_bytes(ref.nbytes)
+        held = None if self.cache is None else self.cache.get(name, ref.nbytes)
+        if held is not None:
+            return held
         data = self.read_named(name, ref.nbytes)
         if len(data) != ref.nbytes:
             raise _damage(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
+        if self.cache is not None:
+            self.cache.keep(name, data)
         return data
 
     def read_named(self, name: str, at_most: int) -> bytes:
