@@ -1,277 +1,396 @@
-"""What holds for every family: its layout and its pixels are those of the model's own image processor.
+"""What holds for every family: it sees what the model's own processor sees, and the model agrees.
 
-A new family adds a Case to CASES.
+A new family writes its cases below tests/families/cases and names them there; it passes all of this by
+being listed. `make reliability` looks at 5,000 sizes and 200 pictures a case, every other run at a slice.
 """
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+import torch
 from ml_dtypes import bfloat16
 from PIL import Image
-from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen2_vl
 
-from filmroll.errors import ImageFormatError, LayoutError
-from filmroll.families.base import Family, Placeholders
-from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
+from filmroll.errors import CheckpointError, FilmrollError, ImageFormatError, LayoutError, TrainingError
+from filmroll.families import Family, load_family
+from filmroll.image import ImageRef
+from filmroll.materialize import Materializer
+from filmroll.materialize.feed import feeding, load_model, model_inputs
+from filmroll.materialize.sheet import Picture, Sheet
 from filmroll.pixels.decode import decode
-from filmroll.store.ingest import canonical
+from filmroll.render.expand import expand
+from filmroll.store import open_store
+from filmroll.wire.descriptor import ImageDescriptor
+from tests.families.cases import EVERY_CASE
+from tests.families.cases.base import Case
+from tests.families.pictures import EDGES, MODES, Size, noise, of_mode, sizes, stored, turned
+from tests.families.theirs import Refusal, Theirs, processors
+from tests.store.effort import effort
 
-ORIENTATION = 0x0112
-TOLERANCE = 1e-6
-"""The law's; the arithmetic below is in fact equal to the last bit."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One family under one configuration, and the processor of transformers it must equal."""
-
-    name: str
-    family: Family
-    processor: Any
-    unit: int
-    """Sides are rounded to multiples of this."""
-    bounds: tuple[int, int]
-    """The least and the greatest area in pixels."""
-    target: Callable[[int, int], tuple[int, int]]
-    """The processor's own arithmetic: (height, width) -> (height, width), ValueError where it refuses."""
+pytestmark = pytest.mark.reliability
+MAX_REAL = 400_000
+"""Sizes above this area are tried by arithmetic alone: making the picture costs too much."""
+HARMLESS = {"do_convert_rgb", "processor_class"}
+"""Settings that no picture from a store depends on."""
 
 
-def qwen(name: str, patch: int, low: int, high: int, *, merge: int = 2, temporal: int = 2) -> Case:
-    numbers = QwenVLSettings(
-        patch_size=patch, merge_size=merge, temporal_patch_size=temporal, min_pixels=low, max_pixels=high
-    )
-    processor = qwen2_vl.Qwen2VLImageProcessorPil(
-        patch_size=patch,
-        merge_size=merge,
-        temporal_patch_size=temporal,
-        size={"shortest_edge": low, "longest_edge": high},
-    )
+class Made:
+    """One case, built: our family and their processors of the same folder."""
 
-    def target(height: int, width: int) -> tuple[int, int]:
-        return qwen2_vl.smart_resize(height, width, patch * merge, low, high)
+    def __init__(self, case: Case, folder: Path, pool: ProcessPoolExecutor) -> None:
+        case.build(folder)
+        self.case, self.folder = case, folder
+        self.family = load_family(folder)
+        self.theirs = Theirs(pool, folder, case.backends[0])
 
-    placeholders = Placeholders(image=1, unsampled=(1,), texts=())
-    return Case(name, QwenVL(numbers, placeholders=placeholders), processor, patch * merge, (low, high), target)
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
 
+        return AutoTokenizer.from_pretrained(self.folder)
 
-CASES = [
-    qwen("qwen2_vl-default", 14, 56 * 56, 28 * 28 * 1280),
-    qwen("qwen2_vl-released", 14, 3136, 12845056),
-    qwen("qwen3_vl", 16, 65536, 16777216),
-    qwen("tiny", 16, 32 * 32, 1024 * 1024),
-    qwen("one-area", 14, 50176, 50176),
-    qwen("bounds-beside-multiples", 16, 4 * 32 * 32 + 1, 16 * 32 * 32 - 1),
-    qwen("no-least-area", 16, 1, 4 * 32 * 32),
-    qwen("large-merge", 8, 3000, 90000, merge=4, temporal=1),
-]
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+    @cached_property
+    def model(self) -> Any:
+        return load_model(self.folder)
 
+    def text(self, *parts: str | None) -> str:
+        """A chat of one user turn; None is an image."""
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        messages = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-@st.composite
-def sizes(draw: st.DrawFn, case: Case) -> tuple[int, int]:
-    """(height, width): ordinary ones, and those where rounding, the bounds or the ratio turn over."""
-    any_side = st.integers(1, 6000)
-    near_multiple = st.builds(
-        lambda count, off: max(1, count * case.unit // 2 + off), st.integers(1, 200), st.integers(-1, 1)
-    )
-    height = draw(st.one_of(any_side, near_multiple, st.integers(1, 40)))
-    near_bound = st.builds(
-        lambda area, off: max(1, math.isqrt(area) ** 2 // height + off),
-        st.sampled_from(case.bounds),
-        st.integers(-3, 3),
-    )
-    near_ratio = st.integers(-1, 1).map(lambda off: height * 200 + off)
-    width = draw(st.one_of(any_side, near_multiple, near_bound, near_ratio))
-    return (height, width) if draw(st.booleans()) else (width, height)
+    def expanded(self, text: str, images: Sequence[ImageDescriptor]) -> list[int]:
+        ids: list[int] = expand(self.tokenizer(text)["input_ids"], images, self.family).token_ids.tolist()
+        return ids
 
-
-@every_case
-def test_law_layout_equals_processor(case: Case) -> None:
-    @settings(max_examples=400, deadline=None)
-    @given(sizes(case))
-    @example((1, 1))
-    @example((1, 200))
-    @example((1, 201))
-    @example((200, 1))
-    @example((case.unit, case.unit))
-    @example((case.unit + 1, case.unit - 1))
-    @example((3 * case.unit // 2, 5 * case.unit // 2))
-    @example((10000, 10000))
-    def law(size: tuple[int, int]) -> None:
+    def describe(self, size: Size) -> ImageDescriptor:
         height, width = size
+        return self.family.describe(ImageRef("file:///a.png", "ab" * 32, "image/png", width, height, 1))
+
+    def layout(self, size: Size) -> Any:
+        """Ours; None where the family refuses."""
         try:
-            tall, wide = case.target(height, width)
-        except ValueError:
-            with pytest.raises(LayoutError):
-                case.family.layout(width, height)
-            return
-        layout = case.family.layout(width, height)
-        patch, merge = case.processor.patch_size, case.processor.merge_size
-        assert layout.grid == (1, tall // patch, wide // patch)
-        patches = case.processor.get_number_of_image_patches(height, width)
-        assert case.family.cost(layout) == patches
-        assert layout.tokens * merge**2 == patches
-        assert layout.payload == {"image_grid_thw": [list(layout.grid)]}
+            return self.family.layout(size[1], size[0])
+        except LayoutError:
+            return None
 
-    law()
+    def small_sizes(self, count: int, seed: int) -> list[Size]:
+        """Sizes that have a layout and cost little."""
+        found = [size for size in sizes(self.case, 4 * count, seed, most=300) if self.layout(size)]
+        return found[:count]
 
 
-@every_case
-def test_law_pixels_equals_processor(case: Case) -> None:
-    @settings(max_examples=12, deadline=None)
-    @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
-    @example(1, 1, 0)
-    @example(1, 200, 0)
-    @example(case.unit * 7, case.unit * 8, 0)
-    def law(height: int, width: int, seed: int) -> None:
-        if max(height, width) > 200 * min(height, width):
-            return
-        rgb = picture(height, width, seed)
-        expected = case.processor([Image.fromarray(rgb)], return_tensors="np")
-        assert_equal(case.family.pixels([rgb]), expected)
-        grid = case.family.layout(width, height).grid
-        assert expected["image_grid_thw"].tolist() == [list(grid)]
-
-    law()
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with processors() as pool:
+        yield pool
 
 
-@every_case
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "I;16", "YCbCr"])
-def test_law_pixels_equals_processor_for_every_mode(case: Case, mode: str) -> None:
-    assert_equal_when_stored(case, of_mode(mode))
+@pytest.fixture(scope="session", params=EVERY_CASE, ids=lambda case: case.name)
+def made(request: Any, tmp_path_factory: pytest.TempPathFactory, pool: ProcessPoolExecutor) -> Made:
+    return Made(request.param, tmp_path_factory.mktemp("case") / "model", pool)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_law_pixels_equals_processor_for_every_orientation(orientation: int, form: str) -> None:
-    image = of_mode("RGB")
-    image.getexif()[ORIENTATION] = orientation
-    file = io.BytesIO()
-    image.save(file, form, exif=image.getexif())
-    height, width = assert_equal_when_stored(CASES[3], file.getvalue())
-    assert (height, width) == ((40, 70) if orientation < 5 else (70, 40))
+# Layout
 
 
-@every_case
-def test_pixels_of_several_images_are_those_of_each_in_order(case: Case) -> None:
-    pictures = [picture(height, width, height) for height, width in [(40, 70), (case.unit, case.unit), (130, 30)]]
-    together = case.family.pixels(pictures)
-    apart = [case.family.pixels([rgb]) for rgb in pictures]
-    for name, array in together.items():
-        np.testing.assert_array_equal(array, np.concatenate([one[name] for one in apart]))
-    assert_equal(together, case.processor([Image.fromarray(rgb) for rgb in pictures], return_tensors="np"))
+def test_law_layout_equals_processor(made: Made) -> None:
+    tried = [*EDGES, *made.case.edges, *sizes(made.case, effort(300, 5000))]
+    wrong = []
+    for size, count in zip(tried, made.theirs.counts(tried), strict=True):
+        layout = made.layout(size)
+        ours = None if layout is None else getattr(layout, made.case.counted)
+        if ours != (None if isinstance(count, Refusal) else count):
+            wrong.append((size, ours, count))
+    assert wrong == []
 
 
-@every_case
-def test_bfloat16_is_float32_rounded(case: Case) -> None:
-    pictures = [picture(40, 70, 1), picture(130, 30, 2)]
-    exact, rounded = case.family.pixels(pictures), case.family.pixels(pictures, "bfloat16")
-    assert rounded["pixel_values"].dtype == bfloat16
-    np.testing.assert_array_equal(rounded["pixel_values"], exact["pixel_values"].astype(bfloat16))
-    np.testing.assert_array_equal(rounded["image_grid_thw"], exact["image_grid_thw"])
+def test_law_layout_equals_processor_when_it_runs(made: Made) -> None:
+    """The arithmetic above says how many; here is where and what, and that the arithmetic itself says the truth."""
+    some = [*EDGES, *made.case.edges, *sizes(made.case, effort(40, 500), 1)]
+    tried = [size for size in some if size[0] * size[1] <= MAX_REAL]
+    text = made.text(None, "What is this?")
+    wrong = []
+    for size, real in zip(tried, made.theirs.measured(text, tried), strict=True):
+        layout = made.layout(size)
+        if layout is None or isinstance(real, Refusal):
+            if not (layout is None and isinstance(real, Refusal)):
+                wrong.append((size, layout, real))
+            continue
+        image = made.describe(size)
+        assert made.expanded(text, [image]) == real["input_ids"].tolist(), size
+        expansion = made.family.expansion(image)
+        assert (len(expansion), image.tokens) == (layout.tokens, layout.tokens), size
+        assert np.count_nonzero(expansion == made.family.placeholders.image) == layout.features, size
+        for name, grids in image.payload.items():
+            if name in real:
+                assert real[name].tolist() == grids, size
+    assert wrong == []
 
 
-@every_case
-def test_no_images_are_no_arrays(case: Case) -> None:
-    assert case.family.pixels([]) == {}
-
-
-@every_case
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
-def test_a_side_below_one_has_no_layout(case: Case, size: tuple[int, int]) -> None:
+def test_a_side_below_one_has_no_layout(made: Made, size: Size) -> None:
     with pytest.raises(LayoutError, match="at least 1"):
-        case.family.layout(*size)
+        made.family.layout(*size)
 
 
-def test_the_class_defaults_are_those_of_transformers() -> None:
-    theirs, ours = qwen2_vl.Qwen2VLImageProcessorPil(), QwenVLSettings()
-    for name in ("patch_size", "merge_size", "temporal_patch_size", "do_rescale", "rescale_factor", "do_normalize"):
-        assert getattr(ours, name) == getattr(theirs, name)
-    assert (ours.min_pixels, ours.max_pixels) == (theirs.size["shortest_edge"], theirs.size["longest_edge"])
-    assert (ours.image_mean, ours.image_std) == (tuple(theirs.image_mean), tuple(theirs.image_std))
-    assert ours.resample == int(theirs.resample)
+def test_the_payload_travels(made: Made) -> None:
+    for size in made.small_sizes(20, 2):
+        image = made.describe(size)
+        assert msgspec.json.decode(msgspec.json.encode(image), type=ImageDescriptor) == image
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"resample": 2},
-        {"image_mean": (0.5, 0.5, 0.5)},
-        {"image_std": (0.5, 0.5, 0.5)},
-        {"rescale_factor": 1 / 127.5},
-        {"do_rescale": False},
-        {"do_normalize": False},
-        {"patch_size": 16},
-        {"max_pixels": 10**6},
-    ],
-)
-def test_the_recipe_names_everything_that_pixels_depend_on(change: dict[str, Any]) -> None:
-    placeholders = Placeholders(image=1, unsampled=(1,), texts=())
-    plain = QwenVL(QwenVLSettings(), placeholders=placeholders)
-    changed = QwenVL(replace(QwenVLSettings(), **change), placeholders=placeholders)
-    assert plain.recipe != changed.recipe
-    assert len(plain.recipe) == len(plain.fingerprint) == 32
-    layout_only = {"patch_size", "max_pixels"}
-    assert (plain.fingerprint != changed.fingerprint) == bool(layout_only & set(change))
+# Pixels
 
 
-def assert_equal_when_stored(case: Case, source: Any) -> tuple[int, ...]:
+def test_law_pixels_equals_processor(made: Made) -> None:
+    tried = made.small_sizes(effort(6, 60), 3)
+    pictures = [noise(*size, seed) for seed, size in enumerate(tried)]
+    for picture, theirs in zip(pictures, made.theirs.each([stored(picture) for picture in pictures]), strict=True):
+        assert_equal(made, made.family.pixels([picture]), theirs)
+
+
+def test_law_pixels_equals_processor_for_several(made: Made) -> None:
+    """Different sizes in one call: what a processor pads, we pad."""
+    pictures = [noise(*size, seed) for seed, size in enumerate(made.small_sizes(4, 4))]
+    assert_equal(made, made.family.pixels(pictures), made.theirs.arrays([stored(picture) for picture in pictures]))
+
+
+def test_law_pixels_equals_processor_for_every_mode(made: Made) -> None:
     """What our reader decodes from the stored bytes, against the processor on those bytes opened by Pillow."""
-    stored = canonical(source)
-    rgb = decode(stored.data, max_pixels=10**6)
-    assert rgb.shape[:2] == (stored.height, stored.width)
-    expected = case.processor([Image.open(io.BytesIO(stored.data))], return_tensors="np")
-    assert_equal(case.family.pixels([rgb]), expected)
-    return rgb.shape[:2]
+    tried = made.small_sizes(len(MODES) * effort(1, 16), 5)
+    modes = [MODES[number % len(MODES)] for number in range(len(tried))]
+    files = [stored(of_mode(mode, *size, seed)) for seed, (mode, size) in enumerate(zip(modes, tried, strict=True))]
+    assert_files_equal(made, files)
 
 
-def of_mode(mode: str) -> Image.Image:
-    """A picture of 70x40 pixels whose every band is noise."""
-    if mode == "I;16":
-        return Image.fromarray(np.random.default_rng(1).integers(0, 2**16, (40, 70), np.uint16))
-    if mode in ("1", "P"):
-        return Image.fromarray(picture(40, 70, 1)).convert(mode)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    noise = np.random.default_rng(1).integers(0, 256, (40, 70, bands), np.uint8)
-    return Image.frombytes(mode, (70, 40), noise.tobytes())
+def test_law_pixels_equals_processor_for_every_orientation(made: Made) -> None:
+    files = [
+        stored(turned(form, orientation, 40, 70)) for form in ("JPEG", "PNG", "WEBP") for orientation in range(1, 9)
+    ]
+    shapes = [decode(file, max_pixels=10**4).shape[:2] for file in files]
+    assert shapes == [*[(40, 70)] * 4, *[(70, 40)] * 4] * 3
+    assert_files_equal(made, files)
 
 
-def picture(height: int, width: int, seed: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+def test_bfloat16_is_float32_rounded(made: Made) -> None:
+    pictures = [noise(40, 70, 1), noise(130, 30, 2)]
+    exact, rounded = made.family.pixels(pictures), made.family.pixels(pictures, "bfloat16")
+    assert list(exact) == list(rounded)
+    for name, array in exact.items():
+        expected = array.astype(bfloat16) if array.dtype == np.float32 else array
+        assert rounded[name].dtype == expected.dtype
+        np.testing.assert_array_equal(rounded[name], expected)
 
 
-def assert_equal(ours: dict[str, Any], theirs: Any) -> None:
-    assert set(ours) == set(theirs.keys())
-    for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype
-        np.testing.assert_allclose(array, theirs[name], rtol=0, atol=TOLERANCE)
+def test_levels_normalized_late_are_the_same_values(made: Made) -> None:
+    pictures = [noise(*size, seed) for seed, size in enumerate(made.small_sizes(4, 6))]
+    levels = [made.family.pixels([picture], "uint8") for picture in pictures]
+    assert all(part["pixel_values"].dtype == np.uint8 for part in levels)
+    late = made.family.join([made.family.normalized(part) for part in levels])
+    at_once = made.family.pixels(pictures)
+    assert list(late) == list(at_once)
+    for name, array in at_once.items():
+        assert late[name].dtype == array.dtype
+        np.testing.assert_array_equal(late[name], array)
 
 
-def test_a_pil_image_is_a_picture_too() -> None:
-    family = CASES[0].family
-    rgb = picture(40, 70, 1)
-    for name, array in family.pixels([Image.fromarray(rgb)]).items():
-        np.testing.assert_array_equal(array, family.pixels([rgb])[name])
+def test_no_images_are_no_arrays(made: Made) -> None:
+    assert made.family.pixels([]) == {}
+
+
+def test_a_pil_image_is_read_as_the_store_reads_it(made: Made) -> None:
+    clear, white = Image.new("RGBA", (70, 40), (9, 9, 9, 0)), np.full((40, 70, 3), 255, np.uint8)
+    for name, array in made.family.pixels([clear]).items():
+        np.testing.assert_array_equal(array, made.family.pixels([white])[name])
 
 
 @pytest.mark.parametrize("image", [b"png", "a.png", np.zeros((4, 4)), np.zeros((3, 4, 4), np.uint8), None])
-def test_anything_else_is_refused_by_its_number(image: Any) -> None:
+def test_anything_else_is_refused_by_its_number(made: Made, image: Any) -> None:
     with pytest.raises(ImageFormatError) as refusal:
-        CASES[0].family.pixels([picture(40, 70, 1), image])
+        made.family.pixels([noise(40, 70, 1), image])
     assert refusal.value.index == 1
 
 
-def test_a_pil_image_is_read_as_the_store_reads_it() -> None:
-    family = CASES[0].family
-    clear = Image.new("RGBA", (70, 40), (9, 9, 9, 0))
-    white = np.full((40, 70, 3), 255, np.uint8)
-    np.testing.assert_array_equal(family.pixels([clear])["pixel_values"], family.pixels([white])["pixel_values"])
+def assert_files_equal(made: Made, files: Sequence[bytes]) -> None:
+    for file, theirs in zip(files, made.theirs.each(files), strict=True):
+        assert_equal(made, made.family.pixels([decode(file, max_pixels=10**6)]), theirs)
+
+
+def assert_equal(made: Made, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert set(ours) == set(theirs)
+    for name, array in ours.items():
+        assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape), name
+        np.testing.assert_allclose(array, theirs[name], rtol=0, atol=made.case.tolerance)
+
+
+# Placeholders
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(None, "What is this?"), ("First\n", None, "then", None, None, "\nSame? "), (None,), ("\n\n", None, "\n\n")],
+    ids=["one", "several", "alone", "between-newlines"],
+)
+def test_placeholders_expand_as_in_the_processor(made: Made, parts: tuple[str | None, ...]) -> None:
+    tried = made.small_sizes(parts.count(None), 7)
+    text = made.text(*parts)
+    files = [stored(noise(*size, 0)) for size in tried]
+    theirs = made.theirs.inputs([text], [files])["input_ids"][0].tolist()
+    assert made.expanded(text, [made.describe(size) for size in tried]) == theirs
+
+
+def test_a_hostile_payload_builds_nothing_large(made: Made) -> None:
+    """What arrives instead of the true expansion is either refused or simply another array."""
+    honest = made.describe((70, 40))
+    names = list(honest.payload) or ["image_grid_thw"]
+    grids: list[list[list[int]]] = [[], [[1, 1, 1]], [[2**24, 2**24, 2**24]], [[1, 2**24, 1]], [[2**24, 1, 7]]]
+    payloads = [{}, *[dict.fromkeys(names, grid) for grid in grids], *[{name: grids[2]} for name in names]]
+    for payload in payloads:
+        for tokens in (1, 2, 1000):
+            forged = msgspec.structs.replace(honest, payload=payload, tokens=tokens)
+            tracemalloc.start()
+            try:
+                assert len(made.family.expansion(forged)) <= tokens
+            except FilmrollError:
+                pass
+            finally:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+            assert peak < 200_000
+
+
+# The model
+
+
+def test_the_model_gives_the_logits_that_it_gives_on_the_processors_tensors(made: Made, tmp_path: Path) -> None:
+    texts = [made.text(None, "A ", None), made.text("B", None)]
+    files = [stored(noise(*size, seed)) for seed, size in enumerate(made.small_sizes(3, 8))]
+    theirs = made.theirs.inputs(texts, [files[:2], files[2:]])
+    store = open_store(tmp_path)
+    images = [made.family.describe(store.put(file)) for file in files]
+    pictures = Materializer(store, made.family).load(images).pictures
+    rows = [made.expanded(texts[0], images[:2]), made.expanded(texts[1], images[2:])]
+    ours = model_inputs(made.family, rows, Sheet.of(pictures), pad="right")
+    assert set(ours) == set(theirs)
+    there = ours["attention_mask"].bool()
+    with torch.no_grad():
+        expected = made.model(**{name: torch.from_numpy(array) for name, array in theirs.items()}).logits
+        seen = made.model(**ours).logits
+        blind = made.model(**{name: _blank(array) for name, array in ours.items()}).logits
+    torch.testing.assert_close(seen[there], expected[there], rtol=0, atol=1e-5)
+    assert not torch.allclose(seen[there], blind[there], atol=1e-4)
+
+
+def _blank(array: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(array) if array.is_floating_point() else array
+
+
+def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made: Made) -> None:
+    texts = [made.text(None, "A", None), made.text(None)]
+    pictures = {number: noise(*size, number) for number, size in enumerate(made.small_sizes(2, 9))}
+    rows = [[0, 1], [0]]
+    expanded = [
+        made.expanded(text, [made.describe(pictures[number].shape[:2]) for number in row])
+        for text, row in zip(texts, rows, strict=True)
+    ]
+    every = [_picture(made.family, str(number), pictures[number]) for row in rows for number in row]
+    sheet = Sheet.of(every)
+    inputs = model_inputs(made.family, expanded, sheet, pad="right")
+    if made.family.forward.grid is None:
+        with pytest.raises(TrainingError, match="once"), feeding(made.model, made.family, sheet):
+            pass
+        return
+    files = [[stored(pictures[number]) for number in row] for row in rows]
+    theirs = {name: torch.from_numpy(array) for name, array in made.theirs.inputs(texts, files).items()}
+    there = inputs["attention_mask"].bool()
+    with torch.no_grad(), feeding(made.model, made.family, sheet) as consumed:
+        once = made.model(**inputs).logits
+    assert consumed.images == 3
+    with torch.no_grad():
+        expected = made.model(**theirs).logits
+    torch.testing.assert_close(once[there], expected[there], rtol=0, atol=1e-5)
+
+
+def _picture(family: Family, name: str, rgb: Any) -> Picture:
+    height, width, _ = rgb.shape
+    return Picture((name, family.recipe), family.layout(width, height).features, family.pixels([rgb]))
+
+
+# Names
+
+
+def test_equal_files_make_equal_names(made: Made, tmp_path: Path) -> None:
+    again = load_family(shutil.copytree(made.folder, tmp_path / "again"))
+    for name in ("name", "fingerprint", "recipe", "placeholders", "forward"):
+        assert getattr(again, name) == getattr(made.family, name)
+    image = ImageRef("file:///a.png", "ab" * 32, "image/png", 70, 40, 1)
+    assert again.describe(image) == made.family.describe(image)
+    assert len(again.recipe) == len(again.fingerprint) == 32
+
+
+def test_every_setting_changes_the_recipe_or_is_refused(made: Made, tmp_path: Path) -> None:
+    """No number in the image processor's file is passed over: two recipes that agree mean the same pixels."""
+    folder = shutil.copytree(made.folder, tmp_path / "changed")
+    file, settings = _processor_file(folder)
+    silent = []
+    for path, value in _leaves(settings):
+        if path[0] in HARMLESS or path[0] in made.case.ignored:
+            continue
+        _write(file, settings, path, _other(value))
+        try:
+            changed = load_family(folder)
+        except CheckpointError:
+            continue
+        if changed.recipe == made.family.recipe:
+            silent.append(".".join(map(str, path)))
+    assert silent == []
+
+
+def _processor_file(folder: Path) -> tuple[Path, dict[str, Any]]:
+    file = folder / "processor_config.json"
+    if file.exists() and "image_processor" in (settings := json.loads(file.read_text())):
+        return file, settings["image_processor"]
+    return folder / "preprocessor_config.json", json.loads((folder / "preprocessor_config.json").read_text())
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+    for key, below in items or ():
+        yield from _leaves(below, (*path, key))
+
+
+_OTHER: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value * 1.5 + 0.01,
+    str: lambda value: value + "Other",
+    type(None): lambda _: True,
+}
+
+
+def _other(value: Any) -> Any:
+    return _OTHER[type(value)](value)
+
+
+def _write(file: Path, settings: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    changed = json.loads(json.dumps(settings))
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, "image_processor": changed} if "image_processor" in whole else changed))

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from renderers.configs import config_from_name
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from filmroll.errors import CheckpointError
+from filmroll.errors import CheckpointError, LayoutError
 from filmroll.families import load_family
-from filmroll.families.qwen_vl import TOKEN_DEFAULTS, TOKENS, QwenVL
+from filmroll.families.base import Placeholders
+from filmroll.families.qwen_vl import TOKEN_DEFAULTS, TOKENS, QwenVL, QwenVLSettings
 
+PLACEHOLDERS = Placeholders(image=1, unsampled=(1,), texts=())
 GOLDEN_FINGERPRINT = "c5ece06d40951692b7035ec4dd381742"
 GOLDEN_RECIPE = "809bce8a66c1a7aec6c152c1eda4d0ce"
 
@@ -47,6 +53,77 @@ def test_golden_layouts(model_folder: Any, height: int, width: int, target: tupl
     layout = load_family(model_folder()).layout(width, height)
     assert layout.grid == (1, target[0] // 16, target[1] // 16)
     assert layout.tokens == tokens
+
+
+BOUNDS = [
+    (14, 2, 56 * 56, 28 * 28 * 1280),
+    (16, 2, 65536, 16777216),
+    (14, 2, 50176, 50176),
+    (16, 2, 4 * 32 * 32 + 1, 16 * 32 * 32 - 1),
+    (16, 2, 1, 4 * 32 * 32),
+    (8, 4, 3000, 90000),
+]
+
+
+@st.composite
+def sizes(draw: st.DrawFn, unit: int, areas: tuple[int, int]) -> tuple[int, int]:
+    """(height, width): ordinary ones, and those where rounding, the bounds or the ratio turn over."""
+    any_side = st.integers(1, 6000)
+    near_multiple = st.builds(
+        lambda count, off: max(1, count * unit // 2 + off), st.integers(1, 200), st.integers(-1, 1)
+    )
+    height = draw(st.one_of(any_side, near_multiple, st.integers(1, 40)))
+    near_bound = st.builds(
+        lambda area, off: max(1, math.isqrt(area) ** 2 // height + off), st.sampled_from(areas), st.integers(-3, 3)
+    )
+    near_ratio = st.integers(-1, 1).map(lambda off: height * 200 + off)
+    width = draw(st.one_of(any_side, near_multiple, near_bound, near_ratio))
+    return (height, width) if draw(st.booleans()) else (width, height)
+
+
+@pytest.mark.parametrize(("patch", "merge", "low", "high"), BOUNDS)
+def test_grids_are_those_of_smart_resize(patch: int, merge: int, low: int, high: int) -> None:
+    """Which side is which, at sizes that cost too much to be processed."""
+    unit = patch * merge
+    numbers = QwenVLSettings(patch_size=patch, merge_size=merge, min_pixels=low, max_pixels=high)
+    family = QwenVL(numbers, placeholders=PLACEHOLDERS)
+
+    @settings(max_examples=200, deadline=None)
+    @given(sizes(unit, (low, high)))
+    @example((3 * unit // 2, 5 * unit // 2))
+    def law(size: tuple[int, int]) -> None:
+        height, width = size
+        try:
+            tall, wide = smart_resize(height, width, unit, low, high)
+        except ValueError:
+            with pytest.raises(LayoutError):
+                family.layout(width, height)
+            return
+        layout = family.layout(width, height)
+        assert layout.grid == (1, tall // patch, wide // patch)
+        assert layout.payload == {"image_grid_thw": [list(layout.grid)]}
+        assert family.cost(layout) == layout.tokens * merge**2 == tall * wide // patch**2
+
+    law()
+
+
+def test_the_class_defaults_are_those_of_transformers() -> None:
+    theirs, ours = Qwen2VLImageProcessorPil(), QwenVLSettings()
+    for name in ("patch_size", "merge_size", "temporal_patch_size", "do_rescale", "rescale_factor", "do_normalize"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (ours.min_pixels, ours.max_pixels) == (theirs.size["shortest_edge"], theirs.size["longest_edge"])
+    assert (ours.image_mean, ours.image_std) == (tuple(theirs.image_mean), tuple(theirs.image_std))
+    assert ours.resample == int(theirs.resample)
+
+
+@pytest.mark.parametrize(
+    "change", [{"resample": 2}, {"do_normalize": False}, {"patch_size": 16}, {"max_pixels": 10**6}]
+)
+def test_the_fingerprint_names_what_the_layout_depends_on_and_no_more(change: dict[str, Any]) -> None:
+    plain = QwenVL(QwenVLSettings(), placeholders=PLACEHOLDERS)
+    changed = QwenVL(replace(QwenVLSettings(), **change), placeholders=PLACEHOLDERS)
+    assert plain.recipe != changed.recipe
+    assert (plain.fingerprint != changed.fingerprint) == bool({"patch_size", "max_pixels"} & set(change))
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The tiny model is a checkpoint like any other: the real libraries load it, and it sees."""
+"""The tiny model is a checkpoint like any other: the real libraries load it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from renderers.configs import Qwen3VLRendererConfig
 from renderers.qwen3_vl import Qwen3VLRenderer
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from filmroll.errors import ConfigError
 from filmroll.families import load_family
 from filmroll.families.tiny import END, MARKER, MARKUP_TOKENS, SPECIAL_TOKENS, build_tiny_model
 from filmroll.materialize.feed import load_model
-from tests.plain import plain_inputs
 
 MESSAGES = [
     {"role": "system", "content": "Answer with letters."},
@@ -72,21 +70,8 @@ def test_renderers_writes_what_the_chat_template_writes(tokenizer: Any) -> None:
     assert list(rendered.token_ids) == tokenizer.encode(text)
 
 
-def test_the_model_sees(tiny: Path) -> None:
-    """A forward on our arrays gives the logits it gives on the processor's, and other pixels give others."""
-    family, model = load_family(tiny), load_model(tiny)
-    assert 0.8e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.0e6
-    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
-    arrays = family.pixels([noise])
-    processed = AutoImageProcessor.from_pretrained(tiny, backend="pil")([Image.fromarray(noise)], return_tensors="np")
-    tokens = [65, *[family.placeholders.image] * family.layout(100, 50).tokens, 66, 67]
-    with torch.no_grad():
-        ours, theirs, blank = (
-            model(**plain_inputs(family, [tokens], some)).logits
-            for some in (arrays, dict(processed), family.pixels([np.zeros_like(noise)]))
-        )
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    assert not torch.allclose(ours[:, -1], blank[:, -1], atol=1e-4)
+def test_the_model_is_tiny(tiny: Path) -> None:
+    assert 0.8e6 < sum(parameter.numel() for parameter in load_model(tiny).parameters()) < 1.0e6
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:

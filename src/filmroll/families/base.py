@@ -15,6 +15,7 @@ from PIL import Image
 from filmroll.errors import ImageFormatError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
+from filmroll.pixels.late import normalize
 from filmroll.pixels.patches import UNCHANGED, Cut, Table, Values, cut
 from filmroll.store.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
@@ -124,6 +125,16 @@ class Family(ABC):
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def normalized(self, levels: Arrays, dtype: Dtype = "float32") -> Arrays:
+        """One picture's arrays as `pixels` gives them in `dtype`, from those that it gives in uint8.
+
+        A picture at a time, before `join`: what a processor pads, it pads after normalizing.
+        """
+        return {
+            name: normalize(array, self._tables[dtype], self.cut) if array.dtype == np.uint8 else array
+            for name, array in levels.items()
+        }
 
     def _developed(self, rgb: Rgb, dtype: Dtype) -> Arrays:
         height, width, _ = rgb.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,15 @@ class Case:
     build: Callable[[Path], object]
     edges: tuple[tuple[int, int], ...] = ()
     """(height, width): sizes at which this family's arithmetic turns over, tried beside the random ones."""
+    units: tuple[int, ...] = ()
+    """Sides of which multiples matter: multiples, halves of multiples, and what is one beside them are tried."""
+    areas: tuple[int, ...] = ()
+    """Areas in pixels that bound the arithmetic: sizes at and beside them are tried."""
+    counted: Literal["tokens", "features"] = "features"
+    """What the processor's cheap count of an image's tokens counts: the whole placeholder, or what takes a feature."""
     backends: tuple[str, ...] = ("pil", "torchvision")
     """Which of transformers' processors exist for it."""
     tolerance: float = 0.0
     """How far a pixel value may be from the processor's."""
+    ignored: tuple[str, ...] = ()
+    """Settings in the image processor's file that change nothing for this family's processor."""

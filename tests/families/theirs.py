@@ -1,0 +1,147 @@
+"""transformers' own processors, in a process of their own that has torchvision.
+
+Whole processors of most families need torchvision, if only for videos. Its presence also changes what
+transformers chooses by default, in the whole process: so the tests' own process stays as users have it.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ORACLES = Path(sys.prefix) / "oracles"
+SMALL = 4096
+"""Arrays of more elements do not come back from where only the layout is asked for."""
+
+Size = tuple[int, int]
+"""(height, width), as processors have it."""
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a processor raised instead of an answer."""
+
+    error: str
+
+
+class Theirs:
+    """The processors of one checkpoint folder."""
+
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path, backend: str) -> None:
+        self._pool, self._of = pool, (str(folder), backend)
+
+    def counts(self, sizes: Sequence[Size]) -> list[int | Refusal]:
+        """How many tokens an image of each size takes, by the processor's own arithmetic, without an image."""
+        return self._call(_counts, list(sizes))
+
+    def measured(self, text: str, sizes: Sequence[Size]) -> list[Arrays | Refusal]:
+        """What the processor really makes of `text` and one image of each size, but for large arrays."""
+        return self._call(_measured, text, list(sizes))
+
+    def arrays(self, files: Sequence[bytes]) -> Arrays:
+        """The image processor's arrays for some files, opened by Pillow, in one call."""
+        return self._call(_arrays, list(files))
+
+    def each(self, files: Sequence[bytes]) -> list[Arrays]:
+        """The same in one call for each file."""
+        return self._call(_each, list(files))
+
+    def inputs(self, texts: Sequence[str], files: Sequence[Sequence[bytes]]) -> Arrays:
+        """What a forward of the model takes: padded rows of tokens, and the images of each row."""
+        return self._call(_inputs, list(texts), [list(row) for row in files])
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self._pool.submit(function, *self._of, *args).result()
+
+
+@contextmanager
+def processors() -> Iterator[ProcessPoolExecutor]:
+    if not ORACLES.is_dir():
+        raise RuntimeError(f"{ORACLES} is missing: make sets it up")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_with_torchvision) as pool:
+        yield pool
+
+
+def _with_torchvision() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    sys.path.insert(0, str(ORACLES))
+    import torch
+
+    torch.set_num_threads(1)
+    # The registry's torchvision is built for another torch: two operators that it only describes must exist first.
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _with_torchvision.library = library  # type: ignore[attr-defined]  # it is undone when the object goes
+    import torchvision  # noqa: F401
+
+
+@cache
+def _processor(folder: str, backend: str) -> Any:
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
+    return processor
+
+
+def _counts(folder: str, backend: str, sizes: list[Size]) -> list[int | Refusal]:
+    processor = _processor(folder, backend)
+
+    def count(size: Size) -> int:
+        (number,) = processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens
+        return int(number)
+
+    return [_answer(count, size) for size in sizes]
+
+
+def _measured(folder: str, backend: str, text: str, sizes: list[Size]) -> list[Arrays | Refusal]:
+    processor = _processor(folder, backend)
+
+    def measure(size: Size) -> Arrays:
+        height, width = size
+        images = [[Image.new("RGB", (width, height))]]
+        made = dict(processor.image_processor(images, return_tensors="np"))
+        made["input_ids"] = processor(text=[text], images=images)["input_ids"][0]
+        return {name: np.asarray(array) for name, array in made.items() if name == "input_ids" or array.size <= SMALL}
+
+    return [_answer(measure, size) for size in sizes]
+
+
+def _answer(function: Callable[[Size], Any], size: Size) -> Any:
+    try:
+        return function(size)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the processor has no answer
+        return Refusal(repr(error))
+
+
+def _arrays(folder: str, backend: str, files: list[bytes]) -> Arrays:
+    images = [[Image.open(io.BytesIO(file)) for file in files]]
+    made = _processor(folder, backend).image_processor(images, return_tensors="np")
+    return {name: np.asarray(array) for name, array in made.items()}
+
+
+def _each(folder: str, backend: str, files: list[bytes]) -> list[Arrays]:
+    return [_arrays(folder, backend, [file]) for file in files]
+
+
+def _inputs(folder: str, backend: str, texts: list[str], files: list[list[bytes]]) -> Arrays:
+    images = [[Image.open(io.BytesIO(file)) for file in row] for row in files]
+    processor = _processor(folder, backend)
+    processor.tokenizer.padding_side = "right"
+    made = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    return {name: array.numpy() for name, array in made.items()}
