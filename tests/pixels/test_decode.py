@@ -39,7 +39,8 @@ def test_pixels_are_those_of_pillow(format_: str, channels: int) -> None:
 
 def test_the_limit_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(noise(31, 17, 3), "PNG")
-    monkeypatch.setattr("filmroll.pixels.decode.open_image", None)
+    monkeypatch.setattr("filmroll.pixels.decode.decode_any", None)
+    monkeypatch.setattr("filmroll.pixels.decode._FAST", {"PNG": None})
     with pytest.raises(ImageLimitError):
         decode(data, max_pixels=31 * 17 - 1)
 

@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.errors import ImageFormatError
-from filmroll.store.formats.pillow import image_errors, open_image
+from filmroll.pixels.decoders import decode_any, decode_jpeg, decode_png
 from filmroll.store.header import Limits, read_header
 
 Rgb = npt.NDArray[np.uint8]
+
+_FAST = {"JPEG": decode_jpeg, "PNG": decode_png}
 """A decoded picture, [H, W, 3]."""
 
 
@@ -22,13 +24,18 @@ def decode(data: bytes, *, max_pixels: int) -> Rgb:
     header = read_header(data, Limits(max_bytes=len(data), max_pixels=max_pixels))
     if not header.plain:
         raise _not_canonical()
-    image = open_image(data, header.format)
-    with image_errors(f"the {header.format} file"):
-        image.load()
-        pixels = np.asarray(image)
-    if image.mode not in ("L", "RGB") or image.size != (header.width, header.height):
-        raise _not_canonical()
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, np.newaxis], 3, axis=2)
+    fast = _FAST.get(header.format)
+    rgb = None if fast is None else fast(data, header)
+    if rgb is None:
+        rgb, mode = decode_any(data, header)
+        if mode not in ("L", "RGB") or rgb.shape[:2] != (header.height, header.width):
+            raise _not_canonical()
+    if rgb.ndim == 2:
+        rgb = rgb[:, :, np.newaxis]
+    if rgb.shape[2] == 1:
+        rgb = np.repeat(rgb, 3, axis=2)
+    rgb.flags.writeable = False
+    return rgb
 
 
 def _not_canonical() -> ImageFormatError:

@@ -14,7 +14,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits of a sample that each colour type may have."""
 
-_GREY, _RGB = 0, 2
+GREY, RGB = 0, 2
+INTERLACED = 1
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _UNPLAIN = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
 _ACTING_KEYS = (b"exif", b"xmp", b"transparency", b"default_image", b"interlace")
@@ -28,13 +29,24 @@ def png_header(data: bytes, limits: Limits) -> Header:
     limits.check_size(width, height)
     if depth not in _DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
         raise broken("PNG", "its IHDR chunk holds numbers that mean nothing")
-    plain = depth == 8 and colour in (_GREY, _RGB)
+    plain = depth == 8 and colour in (GREY, RGB)
     names: list[bytes] = []
     for name, body in _chunks(data):
         names.append(name)
         plain = plain and _harmless(name, body)
     _check_order(names)
     return Header("PNG", width, height, plain, depth)
+
+
+def png_pixels(data: bytes) -> tuple[int, int, bytes]:
+    """Colour type, interlacing, and the compressed rows of a file that `png_header` has found whole."""
+    parts, place = [], len(SIGNATURE)
+    while (name := data[place + 4 : place + 8]) != b"IEND":
+        (length,) = struct.unpack_from(">L", data, place)
+        if name == b"IDAT":
+            parts.append(memoryview(data)[place + 8 : place + 8 + length])
+        place += 12 + length
+    return data[25], data[28], b"".join(parts)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
