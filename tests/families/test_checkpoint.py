@@ -12,7 +12,7 @@ import pytest
 
 from filmroll.errors import CheckpointError, UnknownFamilyError
 from filmroll.families import FAMILIES, load_family
-from filmroll.families.checkpoint import read_checkpoint
+from filmroll.families.checkpoint import Section, read_checkpoint
 
 
 def test_a_name_of_the_hub_is_no_folder() -> None:
@@ -99,3 +99,16 @@ def test_the_id_of_an_added_token(model_folder: Any, listed: Any, defined: Any, 
             checkpoint.token("<img>")
     else:
         assert checkpoint.token("<img>") == found
+
+
+@pytest.mark.parametrize("value", [448, [448, 448], {"height": 448, "width": 448}])
+def test_a_height_and_a_width_in_every_spelling(value: Any) -> None:
+    assert Section("f.json", {"size": value}).pair("size") == (448, 448)
+
+
+@pytest.mark.parametrize(
+    "value", ["448", 0, True, 4.5, [448], [448, 0], {"height": 448}, {"height": 448, "width": "4"}]
+)
+def test_no_height_and_width(value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"f\.json: size"):
+        Section("f.json", {"size": value}).pair("size")

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,19 @@ class Section:
         red, green, blue = values
         return float(red), float(green), float(blue)
 
+    def pair(self, key: str, default: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Height and width: an object of the two, a list of the two, or one number for both."""
+        value = self._value(key, default)
+        sides = (value.get("height"), value.get("width")) if isinstance(value, dict) else value
+        sides = (sides, sides) if type(sides) is int else sides
+        if (
+            not isinstance(sides, list | tuple)
+            or len(sides) != 2
+            or any(type(one) is not int or one < 1 for one in sides)
+        ):
+            raise self._malformed(key, value, "a height and a width, in whole numbers of at least 1")
+        return sides[0], sides[1]
+
     def section(self, key: str, default: dict[str, Any] | None = None) -> Section:
         """The object below `key`."""
         value = self._value(key, default)
@@ -105,6 +118,10 @@ class Checkpoint:
     """processor_config.json: the settings of the processor of images and text; empty where there is no such file."""
     chat_template: str
     """The text of the chat template, empty where the checkpoint has none."""
+
+    def asked(self, more: dict[str, Any]) -> Checkpoint:
+        """The same with more settings of the image processor."""
+        return replace(self, processor=replace(self.processor, values=self.processor.values | more))
 
     @property
     def model_type(self) -> str:
