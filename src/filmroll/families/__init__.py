@@ -10,9 +10,10 @@ from pathlib import Path
 from filmroll.errors import UnknownFamilyError
 from filmroll.families.base import Family, Layout
 from filmroll.families.checkpoint import read_checkpoint
+from filmroll.families.glm4v import Glm4v
 from filmroll.families.qwen_vl import QwenVL
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL,)
+FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v)
 
 
 def load_family(model_dir: str | Path) -> Family:

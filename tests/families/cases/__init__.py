@@ -5,9 +5,10 @@ A new family writes a module here and names it in EVERY_CASE.
 
 from __future__ import annotations
 
-from tests.families.cases import qwen_vl
+from tests.families.cases import glm4v, qwen_vl
 from tests.families.cases.base import Case
 
 EVERY_CASE: list[Case] = [
     *qwen_vl.CASES,
+    *glm4v.CASES,
 ]
