@@ -15,6 +15,7 @@ from PIL import Image
 
 from filmroll.store.formats.base import Header, Limits
 from filmroll.store.formats.pillow import image_errors, open_image
+from filmroll.store.formats.png_pixels import png_pixels_end
 from filmroll.store.header import read_header
 from filmroll.store.picture import encode_png, from_samples, orientation, samples, scale_key, upright_rgb
 from filmroll.store.recent import Recent
@@ -63,13 +64,14 @@ def _from_bytes(data: bytes, limits: Limits) -> Canonical:
     if made is not None:
         return _within(limits, made)
     header = read_header(data, limits)
+    ends = header.format != "PNG" or png_pixels_end(data)
     # Plain files are decoded too, once: bytes that no reader can decode are refused here, where
     # the image was made, and not a training step later.
     image = open_image(data, header.format)
     with image_errors(f"the {header.format} file"):
         image.load()
     limits.check_size(*image.size)
-    if header.plain and _as_announced(image, header):
+    if header.plain and ends and _as_announced(image, header):
         _proved.add(digest, header)
         return Canonical(data, digest, header.media_type, header.width, header.height)
     scale_key(image, header)

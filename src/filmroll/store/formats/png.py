@@ -31,7 +31,7 @@ def png_header(data: bytes, limits: Limits) -> Header:
         raise broken("PNG", "its IHDR chunk holds numbers that mean nothing")
     plain = depth == 8 and colour in (GREY, RGB)
     names: list[bytes] = []
-    for name, body in _chunks(data):
+    for name, body in chunks(data):
         names.append(name)
         plain = plain and _harmless(name, body)
     _check_order(names)
@@ -49,7 +49,7 @@ def png_pixels(data: bytes) -> tuple[int, int, bytes]:
     return data[25], data[28], b"".join(parts)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Name and body of every chunk through IEND, checksums verified."""
     view = memoryview(data)
     place = len(SIGNATURE)
