@@ -13,9 +13,10 @@ import os
 import secrets
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from filmroll.errors import ImageDamagedError, ImageLimitError
+from filmroll.errors import ConfigError, ImageDamagedError, ImageLimitError
 from filmroll.store.folders import every_file, open_folder, open_path, read_below
 from filmroll.store.keys import object_key
 
@@ -32,6 +33,8 @@ class ReadCache:
     """At most that many bytes of images in a folder; what was read longest ago gives way. Thread-safe."""
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = CACHE_BYTES) -> None:
+        if not os.fspath(folder) or "\0" in os.fspath(folder):
+            raise ConfigError("the cache has no place", remedy="Name a folder on a local disk")
         self.folder = Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111 - as for a store's root
         self.max_bytes = max_bytes
         self._root = str(self.folder / _FOLDER)
@@ -102,9 +105,8 @@ def _remove(root: int, path: str) -> None:
 def _appear(folder: int, name: str, data: bytes) -> None:
     """Write a draft and rename it. Not synced: what a crash takes or tears is fetched again."""
     draft = f".{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(draft, flags, 0o644, dir_fd=folder), "wb") as file:
+        with open(draft, "xb", opener=partial(os.open, mode=0o644, dir_fd=folder)) as file:
             file.write(data)
         os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
