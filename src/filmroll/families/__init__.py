@@ -10,15 +10,26 @@ from pathlib import Path
 from filmroll.errors import UnknownFamilyError
 from filmroll.families.base import Family, Layout
 from filmroll.families.checkpoint import read_checkpoint
+from filmroll.families.gemma4 import Gemma4
 from filmroll.families.glm4v import Glm4v
+from filmroll.families.internvl import InternVL
+from filmroll.families.kimi_k25 import KimiK25
+from filmroll.families.pixtral import Pixtral
 from filmroll.families.qwen_vl import QwenVL
+from filmroll.families.recipe import BACKEND, Backend
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v)
+FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma4, KimiK25, InternVL, Pixtral)
 
 
-def load_family(model_dir: str | Path) -> Family:
-    """The family of the checkpoint in a local folder, configured by its files; no weights are read."""
+def load_family(model_dir: str | Path, *, backend: Backend | None = None) -> Family:
+    """The family of the checkpoint in a local folder, configured by its files; no weights are read.
+
+    `backend` says which of transformers' image processors the pixels equal: "pil", the default of
+    most families, or "torchvision", which needs torch.
+    """
     checkpoint = read_checkpoint(model_dir)
+    if backend is not None:
+        checkpoint = checkpoint.asked({BACKEND: backend})
     for family in FAMILIES:
         if checkpoint.model_type in family.model_types:
             return family.from_checkpoint(checkpoint)
