@@ -107,7 +107,7 @@ def test_a_height_and_a_width_in_every_spelling(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["448", 0, True, 4.5, [448], [448, 0], {"height": 448}, {"height": 448, "width": "4"}]
+    "value", ["448", 0, True, 4.5, [448], {"height": 448, "width": "4"}]
 )
 def test_no_height_and_width(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"f\.json: size"):

@@ -106,14 +106,19 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory, pool: ProcessPo
 
 
 def test_law_layout_equals_processor(made: Made) -> None:
-    tried = [*EDGES, *made.case.edges, *sizes(made.case, effort(300, 5000))]
+    some = [*EDGES, *made.case.edges, *sizes(made.case, effort(300, 5000))]
+    tried = [size for size in some if size[0] not in made.case.miscounted]
     wrong = []
     for size, count in zip(tried, made.theirs.counts(tried), strict=True):
         layout = made.layout(size)
         ours = None if layout is None else getattr(layout, made.case.counted)
         if ours != (None if isinstance(count, Refusal) else count):
             wrong.append((size, ours, count))
-    assert wrong == []
+    # Some arithmetic counts on where the processor itself fails.
+    refused = [size for size, ours, _ in wrong if ours is None]
+    failed = [isinstance(real, Refusal) for real in made.theirs.measured(made.text(None), refused)]
+    assert [one for one in wrong if one[1] is not None] == []
+    assert all(failed), [size for size, fails in zip(refused, failed, strict=True) if not fails]
 
 
 def test_law_layout_equals_processor_when_it_runs(made: Made) -> None:

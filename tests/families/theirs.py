@@ -141,7 +141,8 @@ def _each(folder: str, backend: str, files: list[bytes]) -> list[Arrays]:
 
 def _inputs(folder: str, backend: str, texts: list[str], files: list[list[bytes]]) -> Arrays:
     images = [[Image.open(io.BytesIO(file)) for file in row] for row in files]
-    processor = _processor(folder, backend)
-    processor.tokenizer.padding_side = "right"
-    made = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    # Some processors pad on the left unless the call says otherwise, whatever their tokenizer is set to.
+    made = _processor(folder, backend)(
+        text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
+    )
     return {name: array.numpy() for name, array in made.items()}

@@ -29,6 +29,8 @@ class Case:
     """Areas in pixels that bound the arithmetic: sizes at and beside them are tried."""
     counted: Literal["tokens", "features"] = "features"
     """What the processor's cheap count of an image's tokens counts: the whole placeholder, or what takes a feature."""
+    miscounted: tuple[int, ...] = ()
+    """Heights at which that cheap count is wrong: there only what the processor really makes is compared."""
     backends: tuple[str, ...] = ("pil", "torchvision")
     """Which of transformers' processors exist for it."""
     tolerance: float = 0.0
