@@ -115,9 +115,9 @@ def _measured(folder: str, backend: str, text: str, sizes: list[Size]) -> list[A
     def measure(size: Size) -> Arrays:
         height, width = size
         images = [[Image.new("RGB", (width, height))]]
-        made = dict(processor.image_processor(images, return_tensors="np"))
-        made["input_ids"] = processor(text=[text], images=images)["input_ids"][0]
-        return {name: np.asarray(array) for name, array in made.items() if name == "input_ids" or array.size <= SMALL}
+        made = _processed(processor, images)
+        made["input_ids"] = np.asarray(processor(text=[text], images=images)["input_ids"][0])
+        return {name: array for name, array in made.items() if name == "input_ids" or array.size <= SMALL}
 
     return [_answer(measure, size) for size in sizes]
 
@@ -131,8 +131,14 @@ def _answer(function: Callable[[Size], Any], size: Size) -> Any:
 
 def _arrays(folder: str, backend: str, files: list[bytes]) -> Arrays:
     images = [[Image.open(io.BytesIO(file)) for file in files]]
-    made = _processor(folder, backend).image_processor(images, return_tensors="np")
-    return {name: np.asarray(array) for name, array in made.items()}
+    return {name: np.asarray(array) for name, array in _processed(_processor(folder, backend), images).items()}
+
+
+def _processed(processor: Any, images: list[list[Image.Image]]) -> Arrays:
+    """The image processor's arrays, told what the processor of images and text tells it."""
+    told = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
+    arrays, _ = processor._process_images(images, **{**told, "return_tensors": "np"})
+    return dict(arrays)
 
 
 def _each(folder: str, backend: str, files: list[bytes]) -> list[Arrays]:

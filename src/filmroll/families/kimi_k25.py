@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from filmroll.errors import CheckpointError, LayoutError
 from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
 from filmroll.families.checkpoint import Checkpoint, Section
-from filmroll.families.recipe import HALF, Backend, Tones, check_processor, fingerprint, read_tones, recipe
+from filmroll.families.recipe import BACKEND, HALF, Backend, Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
 from filmroll.pixels.patches import CHANNELS, Channels, Cut, Values
 
@@ -137,7 +137,7 @@ def _settings(section: Section) -> KimiSettings:
     """The released form, the one of transformers, or a file that holds both and means the same."""
     if not section.has(RELEASED):
         return _native(section)
-    released = _released(section.section(RELEASED))
+    released = _released(section)
     if section.text("image_processor_type", RELEASED_PROCESSORS[0]) not in PROCESSORS:
         check_processor(section, RELEASED_PROCESSORS, switches={})
         return released
@@ -151,12 +151,14 @@ def _settings(section: Section) -> KimiSettings:
 
 
 def _released(section: Section) -> KimiSettings:
-    default = KimiSettings()
+    default = KimiSettings(backend="pil")
+    own = section.section(RELEASED)
     names = ("patch_size", "merge_kernel_size", "in_patch_limit", "patch_limit_on_one_side")
-    numbers: dict[str, Any] = {name: section.whole(name, getattr(default, name)) for name in names}
-    if section.has("fixed_output_tokens"):
-        numbers["fixed_output_tokens"] = section.whole("fixed_output_tokens")
-    return KimiSettings(backend="pil", **numbers, **read_tones(section, default))
+    numbers: dict[str, Any] = {name: own.whole(name, getattr(default, name)) for name in names}
+    if own.has("fixed_output_tokens"):
+        numbers["fixed_output_tokens"] = own.whole("fixed_output_tokens")
+    asked = {BACKEND: section.values.get(BACKEND)}
+    return KimiSettings(**numbers, **read_tones(replace(own, values=own.values | asked), default))
 
 
 def _native(section: Section) -> KimiSettings:

@@ -60,7 +60,7 @@ def build(folder: Path, *, side: int, **settings: Any) -> None:
     image = {
         "image_processor_type": "GotOcr2ImageProcessorFast",
         "size": {"height": side, "width": side},
-        "crop_to_patches": True,
+        "crop_to_patches": False,
         **classes,
         **IMAGENET,
         **settings,

@@ -60,8 +60,8 @@ def build(
     longest = max(size.values())
     tower = {**TOWER, "patch_size": patch, "image_size": longest}
     classes = {"processor_class": "PixtralProcessor"}
-    merged = {"height": patch * merge, "width": patch * merge}
-    image = {"image_processor_type": "PixtralImageProcessor", "patch_size": merged, "size": size, **CLIP}
+    other = {"height": patch + 1, "width": patch + 1}  # the processor of images and text knows better
+    image = {"image_processor_type": "PixtralImageProcessor", "patch_size": other, "size": size, **CLIP}
     write_checkpoint(
         folder,
         partial(model, text, tower, merge, ids),
