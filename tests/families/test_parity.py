@@ -71,7 +71,8 @@ class Made:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def expanded(self, text: str, images: Sequence[ImageDescriptor]) -> list[int]:
-        ids: list[int] = expand(self.tokenizer(text)["input_ids"], images, self.family).token_ids.tolist()
+        logical = self.tokenizer(self.family.prompt_text(text))["input_ids"]
+        ids: list[int] = expand(logical, images, self.family).token_ids.tolist()
         return ids
 
     def describe(self, size: Size) -> ImageDescriptor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from filmroll.errors import UnknownFamilyError
 from filmroll.families.base import Family, Layout
 from filmroll.families.checkpoint import read_checkpoint
+from filmroll.families.gemma3 import Gemma3
 from filmroll.families.gemma4 import Gemma4
 from filmroll.families.glm4v import Glm4v
 from filmroll.families.internvl import InternVL
@@ -18,7 +19,7 @@ from filmroll.families.pixtral import Pixtral
 from filmroll.families.qwen_vl import QwenVL
 from filmroll.families.recipe import BACKEND, Backend
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma4, KimiK25, InternVL, Pixtral)
+FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma3, Gemma4, KimiK25, InternVL, Pixtral)
 
 
 def load_family(model_dir: str | Path, *, backend: Backend | None = None) -> Family:

@@ -159,6 +159,13 @@ class Family(ABC):
         """
         return np.full(image.tokens, self.placeholders.image, np.int32)
 
+    def prompt_text(self, text: str) -> str:
+        """A chat's text, its images one pad each, with what the model's processor writes around them.
+
+        It is text and not a placeholder where a tokenizer may merge it with what stands beside it.
+        """
+        return text
+
     @abstractmethod
     def cost(self, layout: Layout) -> int:
         """How many vision patches the image costs in the vision tower."""

@@ -5,11 +5,12 @@ A new family writes a module here and names it in EVERY_CASE.
 
 from __future__ import annotations
 
-from tests.families.cases import gemma4, glm4v, internvl, kimi_k25, pixtral, qwen_vl
+from tests.families.cases import gemma3, gemma4, glm4v, internvl, kimi_k25, pixtral, qwen_vl
 from tests.families.cases.base import Case
 
 EVERY_CASE: list[Case] = [
     *qwen_vl.CASES,
+    *gemma3.CASES,
     *gemma4.CASES,
     *glm4v.CASES,
     *internvl.CASES,
