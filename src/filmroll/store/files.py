@@ -72,8 +72,10 @@ class FileShelf(Shelf):
         self._write(key, data, _rename)
 
     def settle(self, key: str) -> None:
-        # The writer that placed it may not have come to its fsyncs.
-        self._keep(key, lambda *_: True)
+        # The writer that placed it may not have come to the sync that comes after; it has done those before.
+        folder, _, _ = key.rpartition("/")
+        with self._errors("keep"), open_folder(self.root) as root, open_path(folder, below=root) as parent:
+            sync_folder(parent)
 
     def read(self, key: str, at_most: int) -> bytes:
         with self._errors("read"):
@@ -159,7 +161,10 @@ class FileShelf(Shelf):
                     with suppress(OSError):
                         os.unlink(temporary, dir_fd=drafts)
 
-        return self._keep(key, written)
+        try:
+            return self._place(key, written)
+        except FileNotFoundError as error:
+            raise StoreUnavailableError("the store's folders vanish as they are made", private=str(error)) from error
 
     def _from(self, key: str, appear: Appear) -> Callable[[int, int, str], bool]:
         """Let what lies under a key appear elsewhere."""
@@ -170,13 +175,6 @@ class FileShelf(Shelf):
                 return appear(source, name_of, folder, name)
 
         return appeared
-
-    def _keep(self, key: str, act: Callable[[int, int, str], bool]) -> bool:
-        """`_place`, for what needs nothing to be there before."""
-        try:
-            return self._place(key, act)
-        except FileNotFoundError as error:
-            raise StoreUnavailableError("the store's folders vanish as they are made", private=str(error)) from error
 
     def _place(self, key: str, act: Callable[[int, int, str], bool], *, durable: bool = True) -> bool:
         """Have a name appear in its folder, which is made if need be, and see it on disk."""
@@ -189,7 +187,8 @@ class FileShelf(Shelf):
                 self._make(folder, root)
                 with open_path(folder, below=root) as parent:
                     done = act(root, parent, name)
-                    if done and durable:
+                    if durable:
+                        # Also where the name was taken: who is told so goes by what lies there.
                         sync_folder(parent)
                     return done
 

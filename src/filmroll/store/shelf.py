@@ -48,7 +48,7 @@ class Shelf(ABC):
 
     @abstractmethod
     def settle(self, key: str) -> None:
-        """See to it that what another process has put under the key survives a crash."""
+        """See to it that what another process has put, and this one has read, survives a crash."""
 
     @abstractmethod
     def read(self, key: str, at_most: int) -> bytes:
@@ -68,7 +68,10 @@ class Shelf(ABC):
 
     @abstractmethod
     def copy(self, key: str, to: str) -> bool:
-        """Put the same bytes under another key as well; False, and nothing changed, if that is taken."""
+        """Put the same bytes under another key as well, all at once, and survive any crash from then on.
+
+        False if that is taken; what it is taken by then survives a crash, too.
+        """
 
     @abstractmethod
     def move(self, key: str, to: str) -> Item:

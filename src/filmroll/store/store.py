@@ -235,6 +235,8 @@ class Store:
         """Whether the object is there, durably, with exactly these bytes; a damaged one is mended."""
         try:
             found = self.shelf.read(key, len(data))
+            if found == data:
+                self.shelf.settle(key)
         except FileNotFoundError:
             return False
         except (ImageDamagedError, ImageLimitError):
@@ -242,7 +244,6 @@ class Store:
         if found != data:
             self._mend(key, data)
             return True
-        self.shelf.settle(key)
         item = self.shelf.stat(key)
         return item is not None and self.keep_fresh(item)
 
