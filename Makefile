@@ -37,6 +37,8 @@ $(READY): pyproject.toml constraints.txt src/filmroll/pixels/_kernels.c
 	$(PYTHON) -c 'import sys; sys.exit("filmroll needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Built against torch for CUDA, so beside the rest: only the tests that compare with it import it.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/oracles torchvision
 	touch $(READY)
 
 clean:

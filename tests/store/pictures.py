@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,56 @@ def sample_files() -> dict[str, bytes]:
         "BMP": encode(image, "BMP"),
         "TIFF": encode(image, "TIFF"),
     }
+
+
+def rechecked(png: bytes) -> bytes:
+    """The PNG with every chunk's checksum made right, as far as there are chunks."""
+    data, place = bytearray(png), 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">L", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        struct.pack_into(">L", data, end, zlib.crc32(data[place + 4 : end]))
+        place = end + 4
+    return bytes(data)
+
+
+def interlaced_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """An 8-bit grey or RGB PNG whose rows come in Adam7's seven passes."""
+    height, width = pixels.shape[:2]
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    parts = [pixels[top::down, left::across] for left, top, across, down in passes]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
+    header = struct.pack(">LLBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 1)
+    compressed = zlib.compress(rows)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            png_chunk(b"IDAT", compressed[:5]),
+            png_chunk(b"IDAT", b""),
+            png_chunk(b"IDAT", compressed[5:]),
+            png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def mutated(random: Random, data: bytes) -> bytes:
+    """The same file with a few bytes set, cut, put in or repeated, often near its beginning, where most meaning is."""
+    changed = bytearray(data)
+    for _ in range(random.randint(1, 4)):
+        place = random.randrange(min(len(changed), random.choice((64, 400, 1 << 30))) or 1)
+        length = random.randint(1, 8)
+        kind = random.randrange(5)
+        if kind == 0:
+            changed[place : place + length] = random.randbytes(length)
+        elif kind == 1:
+            changed[place : place + 1] = bytes([(changed[place : place + 1] or b"\0")[0] ^ 1 << random.randrange(8)])
+        elif kind == 2:
+            del changed[place : place + length]
+        elif kind == 3:
+            changed[place:place] = random.randbytes(length)
+        else:
+            changed[place:place] = changed[place : place + 20 * length]
+    return bytes(changed)

@@ -32,9 +32,7 @@ def png_pixels_end(data: bytes) -> bool:
             try:
                 piece = unpack.decompress(rest, min(missing, _PIECE) or 1)
             except zlib.error:
-                if missing:
-                    raise broken("PNG", "its pixels are not compressed as they must be") from None
-                return False
+                raise broken("PNG", "its pixels are not compressed as they must be") from None
             if len(piece) > missing:
                 return False
             missing -= len(piece)
