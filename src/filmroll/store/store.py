@@ -257,10 +257,14 @@ class Store:
         )
 
     def _mend(self, key: str, data: bytes) -> None:
-        aside = f"{QUARANTINE}/{key.rpartition('/')[2]}.{secrets.token_hex(4)}"
+        name = key.rpartition("/")[2]
+        aside, leaving = f"{QUARANTINE}/{name}.{secrets.token_hex(4)}", f"{TRASH}/{name}"
         with suppress(StoreError, FileNotFoundError):
             self.shelf.copy(key, aside)
         self.shelf.replace(key, data)
+        if self.shelf.stat(leaving) is not None:
+            # In a bucket, upkeep may have copied the damage there and be about to remove what was just written.
+            self.shelf.replace(leaving, data)
         log.error("what the store held as %s was damaged; it was set aside as %s and written anew", key, aside)
 
     def _is_good(self, key: str, name: str) -> bool:
