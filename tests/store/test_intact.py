@@ -150,9 +150,10 @@ def _again(data: bytes) -> bytes:
 @pytest.mark.parametrize("change", [make for _, make in other_bytes()], ids=[name for name, _ in other_bytes()])
 def test_other_bytes(change: Callable[[bytes, Random], bytes], tmp_path: Path, decoded: list[object]) -> None:
     kept = Kept(tmp_path, LARGE["PNG"])
+    other = change(kept.data, Random(1))
     decoded.clear()
     with kept.damaged():
-        kept.file.write_bytes(change(kept.data, Random(1)))
+        kept.file.write_bytes(other)
     kept.file.write_bytes(kept.data)
     assert kept.is_whole()
     assert not decoded
