@@ -93,6 +93,7 @@ def change_image(**fields: Any) -> Change:
 FORGERIES: dict[str, tuple[Change, type[FilmrollError], str]] = {
     "family": (change(family="kimi_k25"), UnknownFamilyError, "family"),
     "modality": (change(modality="video"), FingerprintError, "modality"),
+    "modality for vLLM": (change(vllm_modality="vision_chunk"), FingerprintError, "modality for vLLM"),
     "fingerprint": (change(layout_fingerprint="0" * 32), FingerprintError, "layout fingerprint"),
     "recipe": (change(recipe="0" * 32), FingerprintError, "pixel recipe"),
     "digest": (change_image(sha256="0" * 64), OutsideStoreError, "place"),

@@ -55,6 +55,14 @@ def test_a_descriptor_reads_back_through_json():
     assert read_descriptor(json.loads(json.dumps(descriptor_json(DESCRIPTOR)))) == DESCRIPTOR
 
 
+def test_another_name_of_the_modality_travels_where_there_is_one():
+    chunk = msgspec.structs.replace(DESCRIPTOR, family="kimi_k25", vllm_modality="vision_chunk")
+    assert descriptor_json(chunk)["vllm_modality"] == "vision_chunk"
+    assert read_descriptor(json.loads(json.dumps(descriptor_json(chunk)))) == chunk
+    assert read_reference(write_reference(chunk)) == chunk
+    assert "vllm_modality" not in descriptor_json(DESCRIPTOR)
+
+
 def test_the_keys_of_other_systems_are_there():
     written = descriptor_json(DESCRIPTOR)
     assert written["kind"] == "prime_raw_mm_item"

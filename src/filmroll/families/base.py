@@ -86,6 +86,8 @@ class Family(ABC):
     name: str
     model_types: ClassVar[tuple[str, ...]]
     """The `model_type`s of config.json that the family covers."""
+    vllm_modality: ClassVar[str | None] = None
+    """What vLLM calls pictures of this family, where that is not `image`."""
     fingerprint: str
     recipe: str
     renderer: str | None
@@ -184,6 +186,7 @@ class Family(ABC):
             recipe=self.recipe,
             payload=layout.payload,
             tokens=layout.tokens,
+            vllm_modality=self.vllm_modality,
         )
 
 

@@ -64,7 +64,7 @@ class KimiSettings(Tones):
 class KimiK25(Family):
     name = "kimi_k25"
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
-    vllm_modality = "vision_chunk"
+    vllm_modality: ClassVar[str | None] = "vision_chunk"
 
     def __init__(self, settings: KimiSettings, *, placeholders: Placeholders) -> None:
         self.settings = settings

@@ -155,12 +155,16 @@ def _settings(section: Section, joint: Section) -> PixtralSettings:
 
 
 def _greatest(section: Section, default: PixtralSettings) -> tuple[int, int]:
-    if not section.has("size"):
-        return default.max_height, default.max_width
-    size = section.values["size"]
-    if isinstance(size, dict) and size.get("longest_edge") is not None:
-        return (section.section("size").whole("longest_edge"),) * 2
-    return section.pair("size")
+    """The greatest height and width, from `size`: by one number for both, or by each."""
+    size = section.values.get("size")
+    if not isinstance(size, dict) or "longest_edge" not in size:
+        return section.pair("size", (default.max_height, default.max_width))
+    if "height" in size or "width" in size:
+        raise CheckpointError(
+            f"{section.file}: size has both a longest_edge and a height or width", remedy="Correct the file"
+        )
+    longest = section.section("size").whole("longest_edge")
+    return longest, longest
 
 
 def _check_classes(checkpoint: Checkpoint) -> None:

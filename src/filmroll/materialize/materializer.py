@@ -149,6 +149,7 @@ def _check_kind(descriptor: ImageDescriptor, family: Family) -> None:
         )
     for what, claimed, ours in (
         ("modality", descriptor.modality, "image"),
+        ("modality for vLLM", descriptor.vllm_modality, family.vllm_modality),
         ("layout fingerprint", descriptor.layout_fingerprint, family.fingerprint),
         ("pixel recipe", descriptor.recipe, family.recipe),
     ):

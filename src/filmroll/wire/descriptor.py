@@ -39,6 +39,8 @@ class ImageDescriptor(msgspec.Struct, frozen=True):
     payload: Payload
     tokens: Count
     modality: Name = "image"
+    vllm_modality: Name | None = None
+    """What vLLM calls this modality, where its name is another."""
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -66,9 +68,10 @@ class _DescriptorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raw_image_uri: Annotated[str, msgspec.Meta(max_length=4096)]
     mm_hash: Digest
     filmroll: _Extra
+    vllm_modality: Name | None = None
 
 
-class _ReferenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _ReferenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     family: Name
     fingerprint: Fingerprint
     mm_hash: Digest
@@ -76,6 +79,7 @@ class _ReferenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload: Payload
     raw_image_uri: Annotated[str, msgspec.Meta(max_length=4096)]
     filmroll: _Extra
+    vllm_modality: Name | None = None
 
 
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -85,7 +89,8 @@ _read_reference = msgspec.json.Decoder(_ReferenceForm)
 def descriptor_json(descriptor: ImageDescriptor) -> dict[str, Any]:
     """The JSON-safe object that stands for the image in messages, traces and files."""
     image = descriptor.image
-    return {
+    named = {} if descriptor.vllm_modality is None else {"vllm_modality": descriptor.vllm_modality}
+    return named | {
         "kind": KIND,
         "modality": descriptor.modality,
         "family": descriptor.family,
@@ -121,6 +126,7 @@ def write_reference(descriptor: ImageDescriptor) -> str:
         payload=descriptor.payload,
         raw_image_uri=descriptor.image.uri,
         filmroll=_extra(descriptor),
+        vllm_modality=descriptor.vllm_modality,
     )
     return PREFIX + _encoder.encode(form).decode()
 
@@ -185,6 +191,7 @@ def _descriptor(form: _DescriptorForm | _ReferenceForm, fingerprint: str) -> Ima
         payload=form.payload,
         tokens=form.filmroll.tokens,
         modality=form.modality,
+        vllm_modality=form.vllm_modality,
     )
 
 
