@@ -107,6 +107,8 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory, pool: ProcessPo
 
 
 def test_law_layout_equals_processor(made: Made) -> None:
+    if made.case.counted is None:
+        pytest.skip("its processor counts no tokens without an image")
     some = [*EDGES, *made.case.edges, *sizes(made.case, effort(300, 5000))]
     tried = [size for size in some if size[0] not in made.case.miscounted]
     wrong = []
@@ -300,7 +302,8 @@ def test_the_model_gives_the_logits_that_it_gives_on_the_processors_tensors(made
 
 
 def _blank(array: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(array) if array.is_floating_point() else array
+    # Not zeros: some models take these for padding.
+    return torch.ones_like(array) if array.is_floating_point() else array
 
 
 def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made: Made) -> None:

@@ -131,14 +131,14 @@ def _answer(function: Callable[[Size], Any], size: Size) -> Any:
 
 def _arrays(folder: str, backend: str, files: list[bytes]) -> Arrays:
     images = [[Image.open(io.BytesIO(file)) for file in files]]
-    return {name: np.asarray(array) for name, array in _processed(_processor(folder, backend), images).items()}
+    return _processed(_processor(folder, backend), images)
 
 
 def _processed(processor: Any, images: list[list[Image.Image]]) -> Arrays:
     """The image processor's arrays, told what the processor of images and text tells it."""
     told = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
     arrays, _ = processor._process_images(images, **{**told, "return_tensors": "np"})
-    return dict(arrays)
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _each(folder: str, backend: str, files: list[bytes]) -> list[Arrays]:

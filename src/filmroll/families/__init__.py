@@ -13,17 +13,20 @@ from filmroll.families.checkpoint import read_checkpoint
 from filmroll.families.gemma3 import Gemma3
 from filmroll.families.gemma4 import Gemma4
 from filmroll.families.glm4v import Glm4v
+from filmroll.families.idefics3 import Idefics3
 from filmroll.families.internvl import InternVL
 from filmroll.families.kimi_k25 import KimiK25
 from filmroll.families.pixtral import Pixtral
 from filmroll.families.qwen_vl import QwenVL
 from filmroll.families.recipe import BACKEND, Backend
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma3, Gemma4, KimiK25, InternVL, Pixtral)
+FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma3, Gemma4, KimiK25, InternVL, Pixtral, Idefics3)
 
 
 def load_family(model_dir: str | Path, *, backend: Backend | None = None) -> Family:
-    """The family of the checkpoint in a local folder, configured by its files; no weights are read.
+    """The family of a checkpoint, by its folder or its name on the hub, configured by its files alone.
+
+    No weights are read or fetched.
 
     `backend` says which of transformers' image processors the pixels equal: "pil", the default of
     most families, or "torchvision", which needs torch.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from filmroll.errors import CheckpointError
+from filmroll.families.tokenizer import read_tokenizer
 
 
 class TextTokenizer:
@@ -22,15 +22,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> TextTokenizer:
-        file = model_dir / "tokenizer.json"
-        try:
-            return cls(Tokenizer.from_file(str(file)), str(model_dir))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(
-                "tokenizer.json is missing or cannot be read",
-                remedy="A model folder needs the fast tokenizer's file",
-                private=f"{file}: {error}",
-            ) from error
+        return cls(read_tokenizer(model_dir), str(model_dir))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

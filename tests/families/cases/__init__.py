@@ -5,7 +5,7 @@ A new family writes a module here and names it in EVERY_CASE.
 
 from __future__ import annotations
 
-from tests.families.cases import gemma3, gemma4, glm4v, internvl, kimi_k25, pixtral, qwen_vl
+from tests.families.cases import gemma3, gemma4, glm4v, idefics3, internvl, kimi_k25, pixtral, qwen_vl
 from tests.families.cases.base import Case
 
 EVERY_CASE: list[Case] = [
@@ -13,6 +13,7 @@ EVERY_CASE: list[Case] = [
     *gemma3.CASES,
     *gemma4.CASES,
     *glm4v.CASES,
+    *idefics3.CASES,
     *internvl.CASES,
     *pixtral.CASES,
     *kimi_k25.CASES,

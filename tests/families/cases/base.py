@@ -27,8 +27,11 @@ class Case:
     """Sides of which multiples matter: multiples, halves of multiples, and what is one beside them are tried."""
     areas: tuple[int, ...] = ()
     """Areas in pixels that bound the arithmetic: sizes at and beside them are tried."""
-    counted: Literal["tokens", "features"] = "features"
-    """What the processor's cheap count of an image's tokens counts: the whole placeholder, or what takes a feature."""
+    counted: Literal["tokens", "features"] | None = "features"
+    """What the processor's cheap count of an image's tokens counts: the whole placeholder, or what takes a feature.
+
+    None where it has no such count.
+    """
     miscounted: tuple[int, ...] = ()
     """Heights at which that cheap count is wrong: there only what the processor really makes is compared."""
     backends: tuple[str, ...] = ("pil", "torchvision")
