@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,15 @@ def dangling_symlink(place: Place) -> ImageRef:
 def fifo(place: Place) -> ImageRef:
     place.object.unlink()
     os.mkfifo(place.object)
+    return place.ref
+
+
+def device(place: Place) -> ImageRef:
+    place.object.unlink()
+    try:
+        os.mknod(place.object, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero: it never ends.
+    except PermissionError:
+        pytest.skip("only root makes devices")
     return place.ref
 
 
@@ -183,6 +193,7 @@ ATTACKS: dict[Callable[[Place], ImageRef], type[FilmrollError]] = {
     symlinked_folder: ImageDamagedError,
     dangling_symlink: ImageDamagedError,
     fifo: ImageDamagedError,
+    device: ImageDamagedError,
     folder: ImageDamagedError,
     unix_socket: ImageDamagedError,
     file_for_folder: ImageDamagedError,
@@ -215,7 +226,7 @@ def test_law_confined(attack: Callable[[Place], ImageRef], place: Place, opened:
         store.read(ref)
     assert time.monotonic() - start < 1
     assert type(caught.value) is ATTACKS[attack]
-    if attack in (fifo, folder):
+    if attack in (fifo, device, folder):
         assert "no regular file" in caught.value.problem
     assert str(tmp_path) not in str(caught.value.wire())
     assert all(path == place.root or place.root in path.parents for path in opened)
