@@ -81,7 +81,8 @@ def read_url(url: str) -> Bucket:
 def connect(bucket: Bucket, patience: float) -> ObjectStore:
     """obstore's client; nothing is sent yet. A ConfigError if the environment does not say what it must.
 
-    A request ends after half the patience and is sent again, unless all of the patience is over.
+    A request that is not answered whole within two fifths of the patience is sent again, until all
+    of the patience is over.
     """
     from obstore.exceptions import BaseError
     from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
@@ -90,7 +91,7 @@ def connect(bucket: Bucket, patience: float) -> ObjectStore:
         with _memory_lock:
             return _memory.setdefault(bucket.name, MemoryStore())
     # Timeouts stand in `config`: `client_options` would hide AWS_ALLOW_HTTP and its like.
-    config: Any = {"timeout": f"{patience / 2:g}s", "connect_timeout": f"{min(5.0, patience / 4):g}s"}
+    config: Any = {"timeout": f"{patience * 0.4:g}s", "connect_timeout": f"{min(5.0, patience / 4):g}s"}
     retries: Any = {
         "max_retries": 1000,
         "retry_timeout": timedelta(seconds=patience),
