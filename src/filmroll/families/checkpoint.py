@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.errors import CheckpointError
+from filmroll.families.hub import model_folder
 
 CONFIG = "config.json"
 PROCESSOR = "processor_config.json"
@@ -141,25 +142,13 @@ class Checkpoint:
 
 
 def read_checkpoint(model: str | Path) -> Checkpoint:
-    """The checkpoint in a local model folder; anything missing or malformed is a CheckpointError."""
-    folder = _folder(model)
+    """The checkpoint of that folder or name; anything missing or malformed is a CheckpointError."""
+    folder = model_folder(model)
     config = _read(folder, CONFIG)
     if config is None:
         raise CheckpointError(f"the model folder has no {CONFIG}", remedy=COMPLETE, private=str(folder))
     joint = _read(folder, PROCESSOR) or Section(PROCESSOR, {})
     return Checkpoint(folder, config, _image_processor(folder, joint), joint, _chat_template(folder))
-
-
-def _folder(model: str | Path) -> Path:
-    """The one place where a model's name becomes a folder."""
-    folder = Path(model)
-    if not folder.is_dir():
-        raise CheckpointError(
-            "the model is not a folder on this machine",
-            remedy="Name a folder; a model of the hub has to be downloaded first (`hf download`)",
-            private=str(model),
-        )
-    return folder
 
 
 def _image_processor(folder: Path, joint: Section) -> Section:

@@ -12,6 +12,7 @@ import numpy as np
 
 from filmroll.errors import CheckpointError, FilmrollError, PrefixError, RenderError
 from filmroll.families import Family, load_family
+from filmroll.families.hub import model_folder
 from filmroll.render.expand import Expanded, expand
 from filmroll.render.messages import Message, images_of, refuse_placeholders, store_images
 from filmroll.render.tokenizer import TextTokenizer
@@ -135,7 +136,7 @@ def load_renderer(model_dir: str | Path, store: Store) -> Renderer:
             f"no text renderer is known for this checkpoint of family {family.name!r}",
             remedy="Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8 have one",
         )
-    tokenizer = TextTokenizer.load(Path(model_dir))
+    tokenizer = TextTokenizer.load(model_folder(model_dir))
     return Renderer(_text_renderer(family.renderer, tokenizer), tokenizer, family, store)
 
 
