@@ -309,7 +309,7 @@ def _blank(array: torch.Tensor) -> torch.Tensor:
 def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made: Made) -> None:
     texts = [made.text(None, "A", None), made.text(None)]
     pictures = {number: noise(*size, number) for number, size in enumerate(made.small_sizes(2, 9))}
-    rows = [[0, 1], [0]]
+    rows = [[0, 1], [1]]
     expanded = [
         made.expanded(text, [made.describe(pictures[number].shape[:2]) for number in row])
         for text, row in zip(texts, rows, strict=True)
