@@ -139,6 +139,13 @@ def test_what_is_saved_means_the_same_from_any_folder(tmp_path, monkeypatch):
     assert saved.multimodal.store == str(tmp_path / "s")
 
 
+def test_names_that_are_no_folders_stay_as_they_are(tmp_path):
+    config = config_for(tmp_path, model="org/name@v1", multimodal={"store": "s3://bucket/${RUN_ID}/images"})
+    saved = RunDirectory.create(config).config()
+    assert saved.model == "org/name@v1"
+    assert saved.multimodal.store == "s3://bucket/run/images"
+
+
 @pytest.mark.parametrize("model", ["", "tiny:qwen", "tiny:"])
 def test_there_is_one_tiny_model(tmp_path, model):
     with pytest.raises(ValueError, match="no model"):

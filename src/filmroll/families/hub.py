@@ -26,13 +26,19 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_NAME = re.compile(r"(?P<repo>[\w.-]{1,96}(?:/[\w.-]{1,96})?)(?:@(?P<revision>[\w./-]{1,128}))?")
+_NAME = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]{1,128}))?")
 
 
 def is_hub_name(model: str | Path) -> bool:
     """Whether it could be a name of the hub, `org/name` or `org/name@revision`, and is no folder here."""
     text = str(model)
     return not Path(text).is_dir() and not text.startswith((".", "~")) and _NAME.fullmatch(text) is not None
+
+
+def name_and_revision(model: str | Path) -> tuple[str, str | None]:
+    """What transformers is told: a folder as it is, a name of the hub without its revision, and that."""
+    match = _NAME.fullmatch(str(model)) if is_hub_name(model) else None
+    return (str(model), None) if match is None else (match["repo"], match["revision"])
 
 
 def model_folder(model: str | Path) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from filmroll.errors import CheckpointError, ReceiptError, TrainingError
+from filmroll.families.hub import name_and_revision
 from filmroll.materialize.sheet import Sheet, owned
 
 if TYPE_CHECKING:
@@ -25,15 +26,20 @@ SUPPRESSED = -1e9
 
 
 def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """The checkpoint's own transformers model, in evaluation mode."""
+    """The checkpoint's own transformers model, in evaluation mode; of a folder or of a name on the hub."""
     import torch
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    name, revision = name_and_revision(folder)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=folder.is_dir()
+            name,
+            revision=revision or "main",
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=folder.is_dir(),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.errors import ConfigError, RunError
+from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 
 
@@ -103,20 +104,31 @@ def _resolved(config: Config, path: Path) -> Config:
     store = config.multimodal.store
     sections = {
         "run": config.run.model_copy(update={"directory": str(path)}),
-        "multimodal": config.multimodal.model_copy(
-            update={"store": str(resolve(store, run_id=path.name)) if store else ""}
-        ),
-        "model": config.model if config.model == TINY else str(resolve(config.model, run_id=path.name)),
+        "multimodal": config.multimodal.model_copy(update={"store": _place(store, run_id=path.name) if store else ""}),
+        "model": config.model if _named(config.model) else str(resolve(config.model, run_id=path.name)),
     }
     return config.model_copy(update=sections)
 
 
+def _named(model: str) -> bool:
+    """Whether the model is no folder, but the tiny one or one of the hub."""
+    return model == TINY or is_hub_name(model)
+
+
+def _place(store: str, *, run_id: str) -> str:
+    """A store's folder, resolved; a bucket means the same from everywhere."""
+    return _with_run_id(store, run_id) if "://" in store else str(resolve(store, run_id=run_id))
+
+
 def resolve(path: str, *, run_id: str | None = None) -> Path:
     """`~` and `${RUN_ID}` in a configured path; the one function that does so."""
-    if "${RUN_ID}" in path:
-        chosen = run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S")
-        path = path.replace("${RUN_ID}", chosen)
-    return Path(path).expanduser().absolute()
+    return Path(_with_run_id(path, run_id)).expanduser().absolute()
+
+
+def _with_run_id(text: str, run_id: str | None) -> str:
+    if "${RUN_ID}" not in text:
+        return text
+    return text.replace("${RUN_ID}", run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S"))
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
