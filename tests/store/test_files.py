@@ -107,6 +107,10 @@ def test_a_damaged_object_is_found_by_readers_and_mended_by_the_next_writer(tmp_
     assert open_store(tmp_path).read(ref) == good
     assert path.is_file()
     assert not path.is_symlink()
+    # What was there instead is kept for whoever wants to know how that came about.
+    aside = next((tmp_path / "quarantine").iterdir())
+    assert aside.name.startswith(f"{path.name}.")
+    assert aside.is_symlink() or not aside.is_file() or aside.read_bytes() != good
 
 
 def test_every_single_changed_byte_is_found(tmp_path: Path) -> None:

@@ -280,11 +280,12 @@ def _move(source: int, name: str, folder: int, to: str) -> bool:
     moved = os.lstat(name, dir_fd=source)
     try:
         return _rename(source, name, folder, to)
-    except FileNotFoundError:
-        # A file server says so, too, when it is asked again for what it has done already.
-        if not os.path.samestat(moved, os.lstat(to, dir_fd=folder)):
-            raise
-        return True
+    except OSError:
+        # A file server whose answer was lost has done what it is asked again.
+        with suppress(OSError):
+            if os.path.samestat(moved, os.lstat(to, dir_fd=folder)):
+                return True
+        raise
 
 
 def _exists(folder: int, name: str) -> bool:

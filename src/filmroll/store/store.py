@@ -133,8 +133,9 @@ class Store:
         aside = False
         with suppress(StoreError, FileNotFoundError):
             aside = self.set_aside(name)
-            if not aside:
-                # It is whole: somebody has mended it meanwhile.
+        if not aside:
+            # It may be whole: mended meanwhile, or not what was read at first.
+            with suppress(StoreError):
                 return self._verified(name, at_most)
         raise _damage(name, f"{how}; it was set aside" if aside else how)
 

@@ -18,7 +18,7 @@ AGAIN = {"link": "EEXIST", "mkdir": "EEXIST", "create": "EEXIST", "unlink": "ENO
 
 @dataclass(frozen=True)
 class Fault:
-    """`code` is an error's name, "repeated", or how little a call does of what it was asked: "short", "nothing".
+    """`code` is an error's name, "repeated", or what becomes of bytes on the way: "short", "nothing", "changed".
 
     A late one has had its effect and says that it failed; after a lasting one every later call fails
     as well.
@@ -33,11 +33,16 @@ class Fault:
     def concerns(self, call: str) -> bool:
         if self.code == "repeated":
             return call in AGAIN
+        if self.code == "changed":
+            return call in ("read", "pread")
         return self.code in CODES or call in ("read", "pread", "write", "pwrite")
 
     def strike(self, name: str, real: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.code in ("short", "nothing"):
             return _less(real, args, nothing=self.code == "nothing")
+        if self.code == "changed":
+            data = real(*args, **kwargs)
+            return data[:-1] + bytes([data[-1] ^ 1]) if data else data
         if name == "close" or self.when == "late":
             with suppress(OSError):
                 done = real(*args, **kwargs)
@@ -53,7 +58,9 @@ FAULTS = [
     Fault("repeated", "late"),
     Fault("short"),
     Fault("nothing"),
+    Fault("changed"),
     Fault("short", "lasting"),
+    Fault("nothing", "lasting"),
 ]
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from filmroll.errors import ImageDamagedError, ImageNotFoundError, StoreError
@@ -53,6 +52,12 @@ def old(store: Store) -> None:
     os.utime(store.shelf.root / KEY, (0, 0))  # type: ignore[attr-defined]
 
 
+def cut(store: Store) -> None:
+    """Verified in this process, and damaged since."""
+    store.write(ONE)
+    os.truncate(store.shelf.root / KEY, 9)  # type: ignore[attr-defined]
+
+
 def damaged(store: Store) -> None:
     store.shelf.replace(KEY, BAD)
 
@@ -87,8 +92,8 @@ def copy(store: Store) -> object:
 
 
 def move(store: Store) -> object:
-    # Asked again after a failure, it may find that the move has happened.
-    with suppress(FileNotFoundError):
+    # Asked again after a failure, it may have happened.
+    if store.shelf.stat(KEY) is not None:
         store.shelf.move(KEY, f"{TRASH}/{NAME}")
     return store.shelf.stat(KEY), store.shelf.read(f"{TRASH}/{NAME}", len(ONE.data))
 
@@ -154,6 +159,7 @@ OPERATIONS = [
     Operation("put a known image", present, put, True, known=present),
     Operation("put a known old image", nothing, put, True, known=old),
     Operation("put a known image that is gone", nothing, put, True, known=trashed),
+    Operation("put a known image that was cut", nothing, put, True, known=cut, damaged=True),
     Operation("put a damaged image", damaged, put, True, damaged=True),
     Operation("put a damaged image without hard links", damaged, put, True, damaged=True, links=False),
     Operation("put an image on its way out", trashed, put, True),

@@ -5,6 +5,7 @@ Every sync that this rests on is made to do nothing, one at a time, and each tim
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
 from typing import TypeAlias
@@ -13,6 +14,7 @@ import pytest
 
 from filmroll.errors import ImageDamagedError, ImageNotFoundError
 from filmroll.store import files, open_store
+from filmroll.store.keys import TRASH, object_key
 from filmroll.store.store import log
 from tests.store.conftest import Show
 from tests.store.effort import effort
@@ -67,6 +69,24 @@ def test_what_was_acknowledged_survives_a_crash_after_any_call(part: int, show: 
         schedule.run(crash)
     calls, crashes = (sum(getattr(schedule, what) for schedule in schedules) for what in ("calls", "crashes"))
     show("durable", "0 acknowledged lost", schedules=len(schedules), calls=calls, crashes=2 * crashes)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_what_a_copy_finds_in_its_place_survives_too(number: int) -> None:
+    """An image is put again while upkeep takes it back; the other has not come to its sync."""
+    disk, kept = Disk(), IMAGES[0]
+    key = object_key(f"{kept.sha256}.png")
+    trash = f"{TRASH}/{kept.sha256}.png"
+    with answered_by(disk):
+        shelf = open_store(ROOT).shelf
+        open_store(ROOT).write(kept)
+        shelf.move(key, trash)
+        disk.heard = lambda node: isinstance(node, File)
+        open_store(ROOT).write(kept)
+        disk.heard = lambda _: True
+        assert not shelf.copy(trash, key)
+        shelf.delete(trash)
+    check(disk.crash(random.Random(number)), {kept.sha256})
 
 
 Sync: TypeAlias = tuple[str, str]
