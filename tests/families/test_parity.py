@@ -11,7 +11,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from PIL import Image
 
 from filmroll.errors import CheckpointError, FilmrollError, ImageFormatError, LayoutError, TrainingError
 from filmroll.families import Family, load_family
+from filmroll.families.recipe import Backend
 from filmroll.image import ImageRef
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import feeding, load_model, model_inputs
@@ -46,13 +47,12 @@ HARMLESS = {"do_convert_rgb", "processor_class"}
 
 
 class Made:
-    """One case, built: our family and their processors of the same folder."""
+    """One case, built: our family and their processors of the same folder, working with one backend."""
 
-    def __init__(self, case: Case, folder: Path, pool: ProcessPoolExecutor) -> None:
-        case.build(folder)
+    def __init__(self, case: Case, folder: Path, pool: ProcessPoolExecutor, backend: Backend | None = None) -> None:
         self.case, self.folder = case, folder
-        self.family = load_family(folder)
-        self.theirs = Theirs(pool, folder, case.backends[0])
+        self.family = load_family(folder, backend=backend)
+        self.theirs = Theirs(pool, folder, backend or case.backends[0])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -98,9 +98,33 @@ def pool() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
+    """The folder of a case, written once."""
+
+    @cache
+    def build(case: Case) -> Path:
+        folder = tmp_path_factory.mktemp("case") / "model"
+        case.build(folder)
+        return folder
+
+    return build
+
+
 @pytest.fixture(scope="session", params=EVERY_CASE, ids=lambda case: case.name)
-def made(request: Any, tmp_path_factory: pytest.TempPathFactory, pool: ProcessPoolExecutor) -> Made:
-    return Made(request.param, tmp_path_factory.mktemp("case") / "model", pool)
+def made(request: Any, built: Callable[[Case], Path], pool: ProcessPoolExecutor) -> Made:
+    """A case as it is loaded by default."""
+    return Made(request.param, built(request.param), pool)
+
+
+PAIRS = [(case, backend) for case in EVERY_CASE for backend in case.backends]
+
+
+@pytest.fixture(scope="session", params=PAIRS, ids=[f"{case.name}-{backend}" for case, backend in PAIRS])
+def seen(request: Any, built: Callable[[Case], Path], pool: ProcessPoolExecutor) -> Made:
+    """A case under each of transformers' backends that exists for it."""
+    case, backend = request.param
+    return Made(case, built(case), pool, backend)
 
 
 # Layout
@@ -124,23 +148,23 @@ def test_law_layout_equals_processor(made: Made) -> None:
     assert all(failed), [size for size, fails in zip(refused, failed, strict=True) if not fails]
 
 
-def test_law_layout_equals_processor_when_it_runs(made: Made) -> None:
+def test_law_layout_equals_processor_when_it_runs(seen: Made) -> None:
     """The arithmetic above says how many; here is where and what, and that the arithmetic itself says the truth."""
-    some = [*EDGES, *made.case.edges, *sizes(made.case, effort(40, 500), 1)]
+    some = [*EDGES, *seen.case.edges, *sizes(seen.case, effort(40, 500), 1)]
     tried = [size for size in some if size[0] * size[1] <= MAX_REAL]
-    text = made.text(None, "What is this?")
+    text = seen.text(None, "What is this?")
     wrong = []
-    for size, real in zip(tried, made.theirs.measured(text, tried), strict=True):
-        layout = made.layout(size)
+    for size, real in zip(tried, seen.theirs.measured(text, tried), strict=True):
+        layout = seen.layout(size)
         if layout is None or isinstance(real, Refusal):
             if not (layout is None and isinstance(real, Refusal)):
                 wrong.append((size, layout, real))
             continue
-        image = made.describe(size)
-        assert made.expanded(text, [image]) == real["input_ids"].tolist(), size
-        expansion = made.family.expansion(image)
+        image = seen.describe(size)
+        assert seen.expanded(text, [image]) == real["input_ids"].tolist(), size
+        expansion = seen.family.expansion(image)
         assert (len(expansion), image.tokens) == (layout.tokens, layout.tokens), size
-        assert np.count_nonzero(expansion == made.family.placeholders.image) == layout.features, size
+        assert np.count_nonzero(expansion == seen.family.placeholders.image) == layout.features, size
         for name, grids in image.payload.items():
             if name in real:
                 assert real[name].tolist() == grids, size
@@ -162,25 +186,25 @@ def test_the_payload_travels(made: Made) -> None:
 # Pixels
 
 
-def test_law_pixels_equals_processor(made: Made) -> None:
-    tried = made.small_sizes(effort(6, 60), 3)
+def test_law_pixels_equals_processor(seen: Made) -> None:
+    tried = seen.small_sizes(effort(6, 60), 3)
     pictures = [noise(*size, seed) for seed, size in enumerate(tried)]
-    for picture, theirs in zip(pictures, made.theirs.each([stored(picture) for picture in pictures]), strict=True):
-        assert_equal(made, made.family.pixels([picture]), theirs)
+    for picture, theirs in zip(pictures, seen.theirs.each([stored(picture) for picture in pictures]), strict=True):
+        assert_equal(seen, seen.family.pixels([picture]), theirs)
 
 
-def test_law_pixels_equals_processor_for_several(made: Made) -> None:
+def test_law_pixels_equals_processor_for_several(seen: Made) -> None:
     """Different sizes in one call: what a processor pads, we pad."""
-    pictures = [noise(*size, seed) for seed, size in enumerate(made.small_sizes(4, 4))]
-    assert_equal(made, made.family.pixels(pictures), made.theirs.arrays([stored(picture) for picture in pictures]))
+    pictures = [noise(*size, seed) for seed, size in enumerate(seen.small_sizes(4, 4))]
+    assert_equal(seen, seen.family.pixels(pictures), seen.theirs.arrays([stored(picture) for picture in pictures]))
 
 
-def test_law_pixels_equals_processor_for_every_mode(made: Made) -> None:
+def test_law_pixels_equals_processor_for_every_mode(seen: Made) -> None:
     """What our reader decodes from the stored bytes, against the processor on those bytes opened by Pillow."""
-    tried = made.small_sizes(len(MODES) * effort(1, 16), 5)
+    tried = seen.small_sizes(len(MODES) * effort(1, 16), 5)
     modes = [MODES[number % len(MODES)] for number in range(len(tried))]
     files = [stored(of_mode(mode, *size, seed)) for seed, (mode, size) in enumerate(zip(modes, tried, strict=True))]
-    assert_files_equal(made, files)
+    assert_files_equal(seen, files)
 
 
 def test_law_pixels_equals_processor_for_every_orientation(made: Made) -> None:
@@ -202,12 +226,12 @@ def test_bfloat16_is_float32_rounded(made: Made) -> None:
         np.testing.assert_array_equal(rounded[name], expected)
 
 
-def test_levels_normalized_late_are_the_same_values(made: Made) -> None:
-    pictures = [noise(*size, seed) for seed, size in enumerate(made.small_sizes(4, 6))]
-    levels = [made.family.pixels([picture], "uint8") for picture in pictures]
+def test_levels_normalized_late_are_the_same_values(seen: Made) -> None:
+    pictures = [noise(*size, seed) for seed, size in enumerate(seen.small_sizes(4, 6))]
+    levels = [seen.family.pixels([picture], "uint8") for picture in pictures]
     assert all(part["pixel_values"].dtype == np.uint8 for part in levels)
-    late = made.family.join([made.family.normalized(part) for part in levels])
-    at_once = made.family.pixels(pictures)
+    late = seen.family.join([seen.family.normalized(part) for part in levels])
+    at_once = seen.family.pixels(pictures)
     assert list(late) == list(at_once)
     for name, array in at_once.items():
         assert late[name].dtype == array.dtype

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from filmroll.errors import ConfigError
 from filmroll.pixels.patches import CHANNELS, LEVELS, Channels, Rgb
 
-MODES = {2: "bilinear", 3: "bicubic"}
+MODES = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """torch's names of Pillow's filters, where torchvision resizes levels themselves and not floats."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filmroll.families.recipe import Backend
+
 
 @dataclass(frozen=True)
 class Case:
@@ -34,8 +36,10 @@ class Case:
     """
     miscounted: tuple[int, ...] = ()
     """Heights at which that cheap count is wrong: there only what the processor really makes is compared."""
-    backends: tuple[str, ...] = ("pil", "torchvision")
-    """Which of transformers' processors exist for it."""
+    flat: bool = False
+    """Whether the processor is given all images in one list, not a list for each prompt."""
+    backends: tuple[Backend, ...] = ("pil", "torchvision")
+    """Which of transformers' image processors exist for it, the family's default first."""
     tolerance: float = 0.0
     """How far a pixel value may be from the processor's."""
     ignored: tuple[str, ...] = ()
