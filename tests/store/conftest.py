@@ -6,11 +6,14 @@ import datetime
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from tests.store.effort import FULL
+from tests.store.servers.ceph import started_ceph
 from tests.store.servers.endpoint import S3Server
 from tests.store.servers.moto import started_moto
 
@@ -37,6 +40,13 @@ def show(record_property: Callable[[str, object], None]) -> Show:
 def moto() -> Iterator[S3Server]:
     """An emulator of S3."""
     with started_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """A real S3 server; in a folder of its own because names of sockets must be short."""
+    with TemporaryDirectory(prefix="ceph-") as folder, started_ceph(Path(folder)) as server:
         yield server
 
 

@@ -28,13 +28,14 @@ BACKENDS: dict[str, Callable[[Place], Callable[[], Store]]] = {
     "memory": lambda place: partial(open_store, f"memory://{place.name}"),
     "moto": lambda place: partial(open_store, place.bucket("moto")),
     "moto and cache": lambda place: partial(open_store, place.bucket("moto"), cache=place.folder),
+    "ceph": lambda place: partial(open_store, place.bucket("ceph")),
 }
 """Each opens the same place whenever it is called, as another process would."""
 
 Make = Callable[[], Store]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.ceph if name == "ceph" else ()) for name in BACKENDS])
 def make(request: pytest.FixtureRequest) -> Make:
     return BACKENDS[request.param](Place(request))
 
