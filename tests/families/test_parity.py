@@ -52,7 +52,7 @@ class Made:
     def __init__(self, case: Case, folder: Path, pool: ProcessPoolExecutor, backend: Backend | None = None) -> None:
         self.case, self.folder = case, folder
         self.family = load_family(folder, backend=backend)
-        self.theirs = Theirs(pool, folder, backend or case.backends[0])
+        self.theirs = Theirs(pool, folder, backend or case.backends[0], flat=case.flat)
 
     @cached_property
     def tokenizer(self) -> Any:

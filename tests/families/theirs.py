@@ -37,11 +37,23 @@ class Refusal:
     error: str
 
 
+@dataclass(frozen=True)
+class _Of:
+    """Which processors, and how they are given images."""
+
+    folder: str
+    backend: str
+    flat: bool
+
+    def images(self, rows: list[list[Image.Image]]) -> list[Any]:
+        return [image for row in rows for image in row] if self.flat else rows
+
+
 class Theirs:
     """The processors of one checkpoint folder."""
 
-    def __init__(self, pool: ProcessPoolExecutor, folder: Path, backend: str) -> None:
-        self._pool, self._of = pool, (str(folder), backend)
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path, backend: str, *, flat: bool) -> None:
+        self._pool, self._of = pool, _Of(str(folder), backend, flat)
 
     def counts(self, sizes: Sequence[Size]) -> list[int | Refusal]:
         """How many tokens an image of each size takes, by the processor's own arithmetic, without an image."""
@@ -64,7 +76,7 @@ class Theirs:
         return self._call(_inputs, list(texts), [list(row) for row in files])
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self._pool.submit(function, *self._of, *args).result()
+        return self._pool.submit(function, self._of, *args).result()
 
 
 @contextmanager
@@ -91,16 +103,16 @@ def _with_torchvision() -> None:
 
 
 @cache
-def _processor(folder: str, backend: str) -> Any:
+def _processor(of: _Of) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(folder)
-    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
+    processor = AutoProcessor.from_pretrained(of.folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(of.folder, backend=of.backend)
     return processor
 
 
-def _counts(folder: str, backend: str, sizes: list[Size]) -> list[int | Refusal]:
-    processor = _processor(folder, backend)
+def _counts(of: _Of, sizes: list[Size]) -> list[int | Refusal]:
+    processor = _processor(of)
 
     def count(size: Size) -> int:
         (number,) = processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens
@@ -109,12 +121,12 @@ def _counts(folder: str, backend: str, sizes: list[Size]) -> list[int | Refusal]
     return [_answer(count, size) for size in sizes]
 
 
-def _measured(folder: str, backend: str, text: str, sizes: list[Size]) -> list[Arrays | Refusal]:
-    processor = _processor(folder, backend)
+def _measured(of: _Of, text: str, sizes: list[Size]) -> list[Arrays | Refusal]:
+    processor = _processor(of)
 
     def measure(size: Size) -> Arrays:
         height, width = size
-        images = [[Image.new("RGB", (width, height))]]
+        images = of.images([[Image.new("RGB", (width, height))]])
         made = _processed(processor, images)
         made["input_ids"] = np.asarray(processor(text=[text], images=images)["input_ids"][0])
         return {name: array for name, array in made.items() if name == "input_ids" or array.size <= SMALL}
@@ -129,26 +141,24 @@ def _answer(function: Callable[[Size], Any], size: Size) -> Any:
         return Refusal(repr(error))
 
 
-def _arrays(folder: str, backend: str, files: list[bytes]) -> Arrays:
-    images = [[Image.open(io.BytesIO(file)) for file in files]]
-    return _processed(_processor(folder, backend), images)
+def _arrays(of: _Of, files: list[bytes]) -> Arrays:
+    images = of.images([[Image.open(io.BytesIO(file)) for file in files]])
+    return _processed(_processor(of), images)
 
 
-def _processed(processor: Any, images: list[list[Image.Image]]) -> Arrays:
+def _processed(processor: Any, images: list[Any]) -> Arrays:
     """The image processor's arrays, told what the processor of images and text tells it."""
     told = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
     arrays, _ = processor._process_images(images, **{**told, "return_tensors": "np"})
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def _each(folder: str, backend: str, files: list[bytes]) -> list[Arrays]:
-    return [_arrays(folder, backend, [file]) for file in files]
+def _each(of: _Of, files: list[bytes]) -> list[Arrays]:
+    return [_arrays(of, [file]) for file in files]
 
 
-def _inputs(folder: str, backend: str, texts: list[str], files: list[list[bytes]]) -> Arrays:
-    images = [[Image.open(io.BytesIO(file)) for file in row] for row in files]
+def _inputs(of: _Of, texts: list[str], files: list[list[bytes]]) -> Arrays:
+    images = of.images([[Image.open(io.BytesIO(file)) for file in row] for row in files])
     # Some processors pad on the left unless the call says otherwise, whatever their tokenizer is set to.
-    made = _processor(folder, backend)(
-        text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
-    )
+    made = _processor(of)(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     return {name: array.numpy() for name, array in made.items()}

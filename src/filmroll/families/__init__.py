@@ -16,11 +16,22 @@ from filmroll.families.glm4v import Glm4v
 from filmroll.families.idefics3 import Idefics3
 from filmroll.families.internvl import InternVL
 from filmroll.families.kimi_k25 import KimiK25
+from filmroll.families.llava_onevision import LlavaOnevision
 from filmroll.families.pixtral import Pixtral
 from filmroll.families.qwen_vl import QwenVL
 from filmroll.families.recipe import BACKEND, Backend
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL, Glm4v, Gemma3, Gemma4, KimiK25, InternVL, Pixtral, Idefics3)
+FAMILIES: tuple[type[Family], ...] = (
+    QwenVL,
+    Glm4v,
+    Gemma3,
+    Gemma4,
+    KimiK25,
+    InternVL,
+    Pixtral,
+    Idefics3,
+    LlavaOnevision,
+)
 
 
 def load_family(model_dir: str | Path, *, backend: Backend | None = None) -> Family:

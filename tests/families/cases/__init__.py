@@ -5,7 +5,7 @@ A new family writes a module here and names it in EVERY_CASE.
 
 from __future__ import annotations
 
-from tests.families.cases import gemma3, gemma4, glm4v, idefics3, internvl, kimi_k25, pixtral, qwen_vl
+from tests.families.cases import gemma3, gemma4, glm4v, idefics3, internvl, kimi_k25, llava_onevision, pixtral, qwen_vl
 from tests.families.cases.base import Case
 
 EVERY_CASE: list[Case] = [
@@ -17,4 +17,5 @@ EVERY_CASE: list[Case] = [
     *internvl.CASES,
     *pixtral.CASES,
     *kimi_k25.CASES,
+    *llava_onevision.CASES,
 ]
