@@ -181,7 +181,7 @@ def test_without_torch_what_needs_resizing_is_refused_and_nothing_else(load: Any
         ({"image_processor_type": "Qwen2VLImageProcessor"}, "image_processor_type"),
         ({**RELEASED, "image_processor_type": "MoonViTImageProcessor"}, "image_processor_type"),
         ({**NATIVE, "do_resize": False}, "do_resize"),
-        ({**NATIVE, "resample": 1}, "resample"),
+        ({**NATIVE, "resample": 4}, "resample"),
         ({**NATIVE, "size": {"max_height": 512}}, "size.max_width"),
         ({**NATIVE, "size": {"max_height": 512, "max_width": 511}}, "size.max_height and size.max_width"),
         ({**NATIVE, "max_patches": 0}, "max_patches"),
