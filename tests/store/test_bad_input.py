@@ -129,13 +129,11 @@ def repeated_parts() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("chunks", ImageFormatError), ("segments", ImageFormatError), ("scans", ImageLimitError)]
-)
-def test_many_tiny_parts_cost_no_minutes(name: str, kind: type[ImageError]) -> None:
+@pytest.mark.parametrize("name", ["chunks", "segments", "scans"])
+def test_many_tiny_parts_cost_no_minutes(name: str) -> None:
     data = repeated_parts()[name]
     start = time.process_time()
-    with pytest.raises(kind) as caught:
+    with pytest.raises(ImageLimitError) as caught:
         canonical(data)
     assert time.process_time() - start < 2
     check_error(caught.value)

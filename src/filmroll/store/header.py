@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from filmroll.errors import ImageFormatError
 from filmroll.store.formats.base import Format, Header, Limits
+from filmroll.store.formats.bmp import check_bmp
+from filmroll.store.formats.gif import check_gif
 from filmroll.store.formats.jpeg import SIGNATURE as JPEG_SIGNATURE
 from filmroll.store.formats.jpeg import jpeg_header
 from filmroll.store.formats.pillow import open_image
 from filmroll.store.formats.png import SIGNATURE as PNG_SIGNATURE
 from filmroll.store.formats.png import png_header
+from filmroll.store.formats.tiff import check_tiff
 from filmroll.store.formats.webp import is_webp, webp_header
 
 __all__ = ["Format", "Header", "Limits", "read_header", "sniff"]
@@ -52,7 +55,13 @@ def read_header(data: bytes, limits: Limits) -> Header:
     walker = _WALKERS.get(format_)
     if walker is not None:
         return walker(data, limits)
-    # Never canonical: Pillow's own header reading is enough, the picture is re-encoded.
+    # Never canonical: Pillow's own header reading is enough where it costs little; the picture is re-encoded.
+    if format_ == "TIFF":
+        check_tiff(data, limits)
+    elif format_ == "GIF":
+        check_gif(data)
+    else:
+        check_bmp(data)
     width, height = open_image(data, format_).size
     limits.check_size(width, height)
     return Header(format_, width, height, plain=False)

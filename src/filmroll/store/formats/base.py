@@ -9,8 +9,12 @@ from filmroll.errors import ImageFormatError, ImageLimitError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
-MAX_PARTS = 1 << 16
-"""Most chunks or segments that are walked in one file, so that a file of empty ones costs no minutes."""
+MAX_PARTS = 4096
+BYTES_PER_PART = 8192
+"""Chunks or segments that a file may have, and one more for each so many bytes: files of empty ones cost no seconds."""
+
+MAX_METADATA = 2 << 20
+"""Bytes of text, profiles and EXIF in a file, unpacked: readers keep them, and a kilobyte can unpack to a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,16 @@ class Header:
     @property
     def media_type(self) -> str:
         return f"image/{self.format.lower()}"
+
+
+def most_parts(data: bytes) -> int:
+    return MAX_PARTS + len(data) // BYTES_PER_PART
+
+
+def too_many_parts(format_: Format, what: str, most: int) -> ImageLimitError:
+    return ImageLimitError(
+        f"the {format_} file has more than {most} {what}", remedy="Write it again from its source, in larger ones"
+    )
 
 
 def broken(format_: Format, how: str) -> ImageFormatError:

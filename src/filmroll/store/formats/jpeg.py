@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from filmroll.errors import ImageLimitError
-from filmroll.store.formats.base import MAX_PARTS, Header, Limits, broken
+from filmroll.store.formats.base import Header, Limits, broken, most_parts, too_many_parts
 from filmroll.store.formats.metadata import upright_exif, upright_xmp
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -37,13 +37,14 @@ class _Walk:
 def jpeg_header(data: bytes, limits: Limits) -> Header:
     walk = _Walk()
     place = 2
-    for _ in range(MAX_PARTS):
+    most = most_parts(data)
+    for _ in range(most):
         marker, place = _next_marker(data, place, walk)
         if marker == _EOI:
             break
         place = _segment(data, marker, place, walk, limits)
     else:
-        raise broken("JPEG", f"it has more than {MAX_PARTS} segments")
+        raise too_many_parts("JPEG", "segments", most)
     if walk.size is None or not walk.scans:
         raise broken("JPEG", "it holds no pixels")
     return Header("JPEG", *walk.size, walk.plain)

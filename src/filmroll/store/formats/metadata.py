@@ -1,9 +1,13 @@
-"""Orientation in metadata: whether EXIF and XMP say, beyond doubt, that the picture is upright."""
+"""What files say beside pixels: whether EXIF and XMP leave no doubt that the picture is upright, and how much it is."""
 
 from __future__ import annotations
 
 import re
 import struct
+import zlib
+
+from filmroll.errors import ImageLimitError
+from filmroll.store.formats.base import MAX_METADATA, Format
 
 _ORIENTATION = 0x0112
 _SHORT = 3
@@ -11,6 +15,29 @@ _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """Bytes of one value, by EXIF type."""
 
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9]+)')
+
+
+class Budget:
+    """Counts a file's metadata; ImageLimitError as soon as it is too much."""
+
+    def __init__(self, format_: Format) -> None:
+        self._format = format_
+        self._left = MAX_METADATA
+
+    def take(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._left < 0:
+            raise ImageLimitError(
+                f"the {self._format} file holds more than {MAX_METADATA} bytes of text, profiles and EXIF",
+                remedy="Write it without",
+            )
+
+    def unpack(self, packed: bytes) -> None:
+        """Take what this unpacks to; nothing of it is kept, and not much more of it unpacked than is left."""
+        try:
+            self.take(len(zlib.decompressobj().decompress(packed, self._left + 1)))
+        except zlib.error:
+            return  # Readers, too, pass over what they cannot unpack.
 
 
 def upright_exif(data: bytes) -> bool:

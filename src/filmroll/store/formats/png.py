@@ -6,8 +6,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from filmroll.store.formats.base import MAX_PARTS, Header, Limits, broken
-from filmroll.store.formats.metadata import upright_exif, upright_xmp
+from filmroll.store.formats.base import Header, Limits, broken, most_parts, too_many_parts
+from filmroll.store.formats.metadata import Budget, upright_exif, upright_xmp
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -32,8 +32,10 @@ def png_header(data: bytes, limits: Limits) -> Header:
         raise broken("PNG", "its IHDR chunk holds numbers that mean nothing")
     plain = depth == 8 and colour in (GREY, RGB)
     names: list[bytes] = []
+    budget = Budget("PNG")
     for name, body in chunks(data):
         names.append(name)
+        _weigh(name, body, budget)
         plain = plain and _harmless(name, body)
     _check_order(names)
     return Header("PNG", width, height, plain, depth)
@@ -54,7 +56,8 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Name and body of every chunk through IEND, checksums verified."""
     view = memoryview(data)
     place = len(SIGNATURE)
-    for _ in range(MAX_PARTS):
+    most = most_parts(data)
+    for _ in range(most):
         if place + 12 > len(data):
             raise broken("PNG", "it ends before its IEND chunk")
         (length,) = struct.unpack_from(">L", data, place)
@@ -71,7 +74,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         if name == b"IEND":
             return
         place = end + 4
-    raise broken("PNG", f"it has more than {MAX_PARTS} chunks")
+    raise too_many_parts("PNG", "chunks", most)
 
 
 def _check_order(names: list[bytes]) -> None:
@@ -82,6 +85,21 @@ def _check_order(names: list[bytes]) -> None:
     first = names.index(b"IDAT")
     if any(name != b"IDAT" for name in names[first : first + names.count(b"IDAT")]):
         raise broken("PNG", "its pixels are interrupted by another chunk")
+
+
+def _weigh(name: bytes, body: memoryview, budget: Budget) -> None:
+    """Count what readers keep of a chunk: text, colour profile or EXIF, unpacked."""
+    if name in (b"tEXt", b"eXIf"):
+        budget.take(len(body))
+    elif name in (b"zTXt", b"iCCP"):
+        _, _, rest = bytes(body).partition(b"\0")
+        budget.unpack(rest[1:])
+    elif name == b"iTXt":
+        _, _, rest = bytes(body).partition(b"\0")
+        _, _, text = rest[2:].partition(b"\0")[2].partition(b"\0")
+        budget.take(len(body))
+        if rest[:1] != b"\0":
+            budget.unpack(text)
 
 
 def _harmless(name: bytes, body: memoryview) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from filmroll.store.formats.base import MAX_PARTS, Header, Limits, broken
-from filmroll.store.formats.metadata import upright_exif, upright_xmp
+from filmroll.store.formats.base import Header, Limits, broken, most_parts, too_many_parts
+from filmroll.store.formats.metadata import Budget, upright_exif, upright_xmp
 
 _ALPHA_FLAG, _ANIMATION_FLAG = 0x10, 0x02
 _UNPLAIN = (b"ALPH", b"ANIM", b"ANMF")
+_METADATA = (b"EXIF", b"XMP ", b"ICCP")
 _FIRST = (b"VP8 ", b"VP8L", b"VP8X")
 
 
@@ -21,8 +22,10 @@ def webp_header(data: bytes, limits: Limits) -> Header:
     if len(data) < 20 or data[12:16] not in _FIRST:
         raise broken("WEBP", "it does not begin with a picture or its extended header")
     sizes: list[tuple[int, int]] = []
-    plain, pixels = True, 0
+    plain, pixels, budget = True, 0, Budget("WEBP")
     for name, body in _chunks(data):
+        if name in _METADATA:
+            budget.take(len(body))
         if name in _FIRST:
             width, height, opaque = _size(name, body)
             limits.check_size(width, height)
@@ -43,7 +46,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if end > len(data):
         raise broken("WEBP", "it is shorter than it says")
     place = 12
-    for _ in range(MAX_PARTS):
+    most = most_parts(data)
+    for _ in range(most):
         if place == end:
             return
         if place + 8 > end:
@@ -55,7 +59,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield name, data[place + 8 : place + 8 + length]
         # Chunks are padded to even lengths; some encoders leave the last one odd.
         place = min(place + 8 + length + (length & 1), end)
-    raise broken("WEBP", f"it has more than {MAX_PARTS} chunks")
+    raise too_many_parts("WEBP", "chunks", most)
 
 
 def _size(name: bytes, body: bytes) -> tuple[int, int, bool]:
