@@ -9,6 +9,9 @@ import pytest
 
 from tests.store.servers.endpoint import BUCKET, S3Server
 
+SERVERS = ["moto", pytest.param("ceph", marks=pytest.mark.ceph)]
+"""Fixtures that start a server which speaks S3."""
+
 
 class Place:
     """New for each test, so that nothing is there yet."""
@@ -22,10 +25,13 @@ class Place:
         folder: Path = self._request.getfixturevalue("tmp_path")
         return folder / "store"
 
-    def bucket(self, fixture: str) -> str:
-        """The URL of a prefix in a server's bucket; from now on this process's environment names that server."""
-        server: S3Server = self._request.getfixturevalue(fixture)
+    def bucket(self, server: S3Server | str) -> str:
+        """The URL of a prefix in the bucket of a server, or of the one that a fixture starts."""
+        self.use(self._request.getfixturevalue(server) if isinstance(server, str) else server)
+        return f"s3://{BUCKET}/{self.name}/images"
+
+    def use(self, server: S3Server) -> None:
+        """From now on this process's environment names that server."""
         monkeypatch: pytest.MonkeyPatch = self._request.getfixturevalue("monkeypatch")
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        return f"s3://{BUCKET}/{self.name}/images"

@@ -17,15 +17,16 @@ import pytest
 
 from filmroll.errors import ConfigError, ImageDamagedError, StoreUnavailableError
 from filmroll.image import ImageRef
-from filmroll.store import Store, open_store
+from filmroll.store import Store, objects, open_store
 from filmroll.store.ingest import canonical
 from filmroll.store.keys import object_key
 from filmroll.store.objects import ObjectShelf
 from filmroll.store.requests import IN_FLIGHT
 from tests.store.pictures import noise
-from tests.store.places import Place
+from tests.store.places import SERVERS, Place
 from tests.store.servers.endpoint import BUCKET, S3Server, free_port
 from tests.store.servers.faulty import Fault, FaultyProxy, faulty
+from tests.store.servers.moto import KEYS_OF_A_PAGE
 
 Answer = TypeVar("Answer")
 
@@ -36,15 +37,20 @@ NO_PATIENCE = 1.0
 """For requests that fail anyway."""
 
 
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> S3Server:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultyProxy]:
-    with faulty(moto) as proxy:
+def proxy(server: S3Server) -> Iterator[FaultyProxy]:
+    with faulty(server) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    return Place(request).bucket("moto")
+def url(request: pytest.FixtureRequest, server: S3Server) -> str:
+    return Place(request).bucket(server)
 
 
 @pytest.fixture
@@ -55,10 +61,10 @@ def through(url: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 @pytest.fixture
-def direct(url: str, moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+def direct(url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The same store, past the proxy."""
     with monkeypatch.context() as patched:
-        patched.setenv("AWS_ENDPOINT_URL", moto.url)
+        patched.setenv("AWS_ENDPOINT_URL", server.url)
         return open_store(url)
 
 
@@ -247,6 +253,17 @@ def test_a_fault_that_stays_is_a_typed_error_in_time_and_leaves_nothing_half_the
     assert through.read(kept) == direct.read(kept) == good
 
 
+def test_a_listing_that_breaks_off_in_the_middle_goes_on_where_it_was(
+    through: Store, direct: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_PAGE", int(KEYS_OF_A_PAGE))
+    names = [f"ab/{number:02}" for number in range(4 * int(KEYS_OF_A_PAGE))]
+    for name in names:
+        direct.shelf.create(name, b"")
+    proxy.plan.extend([None, None, Fault.CUT_ANSWER])
+    assert [item.key for item in through.shelf.items()] == names
+
+
 def test_a_store_that_is_down_is_reported_in_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     store = Store(ObjectShelf(url, patience=NO_PATIENCE))
@@ -299,12 +316,21 @@ def test_missing_rights_are_said(url: str, proxy: FaultyProxy, through: Store) -
         assert not proxy.plan
 
 
-def test_a_bucket_that_is_not_there_is_said(moto: S3Server, url: str) -> None:
+def test_a_bucket_that_is_not_there_is_said(url: str) -> None:
     store = open_store("s3://no-such-bucket/images")
     for act in (lambda: store.put(noise(9, 9)), lambda: store.shelf.replace("ab/one", b""), store.shelf.now):
         with pytest.raises(StoreUnavailableError, match="bucket is not there") as caught:
             act()
         assert "no-such-bucket" not in str(caught.value.wire())
+
+
+def test_whoever_writes_is_never_told_that_nothing_is_found(through: Store, proxy: FaultyProxy) -> None:
+    """A server may say no more than that of a bucket that is not there."""
+    proxy.rest = 404
+    for act in (through.shelf.create, through.shelf.replace):
+        with pytest.raises(StoreUnavailableError, match="bucket is not there"):
+            act("ab/one", b"")
+    assert through.shelf.stat("ab/one") is None
 
 
 def test_no_more_requests_are_under_way_than_promised(through: Store, proxy: FaultyProxy) -> None:
@@ -338,9 +364,9 @@ def _put_in_another_process(url: str, environment: dict[str, str]) -> ImageRef:
     return open_store(url).put(noise(9, 9))
 
 
-def test_a_spawned_process_finds_the_same_store(url: str, moto: S3Server) -> None:
+def test_a_spawned_process_finds_the_same_store(url: str, server: S3Server) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ref = pool.submit(_put_in_another_process, url, moto.environment).result()
+        ref = pool.submit(_put_in_another_process, url, server.environment).result()
     assert open_store(url).read(ref)
     assert open_store(url).put(noise(9, 9)) == ref
 

@@ -17,7 +17,8 @@ IN_FLIGHT = 32
 
 Answer = TypeVar("Answer")
 
-_TRIES = 3
+_TRIES = 6
+_PAUSE = 0.05
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
 _turns = threading.BoundedSemaphore(IN_FLIGHT)
@@ -51,6 +52,7 @@ def send(verb: str, call: Callable[[], Answer], patience: float) -> Answer:
             # obstore sends again by itself, but not a removal that got no answer in time, and not where
             # an answer breaks off that says "not found".
             if tries < _TRIES and time.monotonic() - start < patience / 2:
+                time.sleep(_PAUSE * 2**tries)
                 tries += 1
                 continue
             raise StoreUnavailableError(
