@@ -43,6 +43,10 @@ class LeaseNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: list[Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\.(png|jpg|webp)\Z")]]
 
 
+# Made here and not in each thread: two that are the first to decode a type at once crash in msgspec (0.22).
+_notes = msgspec.json.Decoder(LeaseNote)
+
+
 class Lease:
     """Holds images from its `with` on; it renews itself from a thread, however long its owner is busy.
 
@@ -146,7 +150,7 @@ def every_lease(shelf: Shelf) -> Iterator[Held]:
 
 def _found(shelf: Shelf, item: Item) -> Held | None:
     try:
-        note = msgspec.json.decode(shelf.read(item.key, _MAX_BYTES), type=LeaseNote)
+        note = _notes.decode(shelf.read(item.key, _MAX_BYTES))
     except FileNotFoundError:
         return None
     except (ValueError, ImageLimitError, ImageDamagedError) as error:
