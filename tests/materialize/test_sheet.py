@@ -62,6 +62,19 @@ def test_logits_and_gradients_are_those_of_the_plain_forward(family, model, pict
     assert len(sheet.distinct) == 4
 
 
+def test_levels_are_normalized_when_a_model_is_fed(family, pictures):
+    noise = np.random.default_rng(1).integers(0, 256, (96, 64, 3), np.uint8)
+    levels = Picture(pictures[1].identity, pictures[1].features, family.pixels([noise], "uint8"))
+    assert 8 * levels.arrays["pixel_values"].nbytes == pictures[1].arrays["pixel_values"].nbytes
+    early, late = (
+        model_inputs(family, rows_of(family, [[a, b]]), Sheet.of([a, b]), pad="right")
+        for a, b in ((pictures[0], pictures[1]), (pictures[0], levels))
+    )
+    assert early.keys() == late.keys()
+    for name, value in early.items():
+        torch.testing.assert_close(late[name], value, rtol=0, atol=0)
+
+
 def test_law_once(family, model, pictures):
     """The tower computes each distinct picture once, however many places use it."""
     a, b, *_ = pictures

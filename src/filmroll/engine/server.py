@@ -127,14 +127,14 @@ def serve(
     """
     from filmroll.engine.embedded import EmbeddedEngine
     from filmroll.families import load_family
-    from filmroll.materialize.materializer import Materializer
+    from filmroll.materialize.materializer import CACHE_BYTES, Materializer
     from filmroll.store import open_store
 
     with socket.create_server((host, port)) as listener:
         url = f"http://{_authority(listener)}"
         family = load_family(model_dir)
-        sizes = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
-        materializer = Materializer(open_store(store_url), family, **sizes)
+        kept = CACHE_BYTES if cache_bytes is None else cache_bytes
+        materializer = Materializer(open_store(store_url), family, cache_bytes=kept)
         with EmbeddedEngine(model_dir, family, materializer, weights_dir=weights_dir, name=name, **limits) as engine:
             run_app(build_app(engine), listener, lambda: on_ready(url))
 

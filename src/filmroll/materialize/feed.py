@@ -74,9 +74,15 @@ def _pictures(family: Family, sheet: Sheet) -> Arrays:
     if not sheet.places:
         return {}
     grid = family.forward.grid
+    # Levels become values only here: what is kept between steps stays small.
+    distinct = [family.normalized(picture.arrays) for picture in sheet.distinct]
+    everywhere = [distinct[place] for place in sheet.places]
     if grid is None:
-        return owned(family.join([sheet.distinct[place].arrays for place in sheet.places]))
-    return {name: sheet.array(name, everywhere=name == grid) for name in sheet.distinct[0].arrays}
+        return owned(family.join(everywhere))
+    return {
+        name: np.concatenate([arrays[name] for arrays in (everywhere if name == grid else distinct)])
+        for name in distinct[0]
+    }
 
 
 def _padded(family: Family, rows: Sequence[Sequence[int] | Any], pad: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
-from filmroll.families.base import Arrays, Family
+from filmroll.families.base import Arrays, Dtype, Family
 from filmroll.image import ImageRef
 from filmroll.materialize.cache import Cache, CacheCounts
 from filmroll.materialize.sheet import Picture, owned
@@ -56,11 +56,18 @@ class _Developed:
 
 
 class Materializer:
-    """Loads images for one model. Thread-safe; images are kept decoded up to `cache_bytes`."""
+    """Loads images for one model. Thread-safe; images are kept decoded up to `cache_bytes`.
 
-    def __init__(self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES) -> None:
+    In uint8 pictures are levels, an eighth of their float32 values for most families; whoever feeds
+    a model with them normalizes them then (`materialize.feed` does).
+    """
+
+    def __init__(
+        self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES, dtype: Dtype = "float32"
+    ) -> None:
         self.store = store
         self.family = family
+        self.dtype = dtype
         self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
 
     def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
@@ -93,7 +100,7 @@ class Materializer:
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
         rgb = decode(self.store.read(descriptor.image), max_pixels=self.store.limits.max_pixels)
         height, width, _ = rgb.shape
-        arrays = self.family.pixels([rgb])
+        arrays = self.family.pixels([rgb], self.dtype)
         for array in arrays.values():
             array.flags.writeable = False
         picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)
