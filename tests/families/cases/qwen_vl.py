@@ -54,11 +54,16 @@ def qwen3_vl_moe(vocabulary: int, shape: dict[str, int], ids: dict[str, int]) ->
 def qwen3_5(vocabulary: int, shape: dict[str, int], ids: dict[str, int]) -> Any:
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-    linear = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2}
-    layers = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4}
-    text = _text(vocabulary) | linear | layers
-    config = Qwen3_5Config(text_config=text, vision_config=_TOWER | shape, **ids)
+    config = Qwen3_5Config(text_config=_text(vocabulary) | _LINEAR, vision_config=_TOWER | shape, **ids)
     return Qwen3_5ForConditionalGeneration(config)
+
+
+def qwen3_5_moe(vocabulary: int, shape: dict[str, int], ids: dict[str, int]) -> Any:
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    text = _text(vocabulary) | _LINEAR | EXPERTS | {"shared_expert_intermediate_size": 32}
+    config = Qwen3_5MoeConfig(text_config=text, vision_config=_TOWER | shape, **ids)
+    return Qwen3_5MoeForConditionalGeneration(config)
 
 
 _TOWER = {
@@ -68,6 +73,13 @@ _TOWER = {
     "num_heads": 2,
     "out_hidden_size": 64,
     "num_position_embeddings": 64,
+}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
 }
 _DEEPSTACK = {"deepstack_visual_indexes": [0, 1]}
 
@@ -134,5 +146,12 @@ CASES = [
         16 * 32 * 32,
     ),
     _case("qwen3_5-one_area", qwen3_5, "Qwen3VL", {**_shape(16), **_size(50176, 50176), **HALF}, 50176),
+    _case(
+        "qwen3_5_moe-no_least_area",
+        qwen3_5_moe,
+        "Qwen3VL",
+        {**_shape(16), **_size(1, 4 * 32 * 32), **HALF},
+        4 * 32 * 32,
+    ),
     Case("tiny", build_tiny_model, units=(32,), areas=(32 * 32, 1024 * 1024)),
 ]
