@@ -193,6 +193,24 @@ def test_a_disk_that_writes_less_than_it_says_makes_no_object(tmp_path: Path, mo
     assert objects(tmp_path) == []
 
 
+def test_a_server_that_refuses_at_the_end_what_was_written_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: set[int] = set()
+    write, close = os.write, os.close
+
+    def closed(fd: int) -> None:
+        close(fd)
+        if fd in written:
+            raise OSError(errno.EDQUOT, "over quota")
+
+    monkeypatch.setattr(os, "write", lambda fd, data: written.add(fd) or write(fd, data))
+    monkeypatch.setattr(os, "close", closed)
+    with pytest.raises(StoreUnavailableError):
+        open_store(tmp_path).put(noise(5, 5))
+    assert objects(tmp_path) == []
+
+
 def test_an_old_image_of_another_user_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_yours(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(errno.EPERM, "not yours")

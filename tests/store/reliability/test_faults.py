@@ -127,9 +127,9 @@ def open_files() -> set[str]:
 
 
 def few(choices: list[tuple[int, Fault]]) -> list[tuple[int, Fault]]:
-    """Each call once or twice, with faults in turn."""
-    every = effort(11, 1)
-    return choices[len(choices) % every :: every]
+    """Each call with a few of the errors in turn, and with all else that may befall it."""
+    errors = [choice for choice in choices if choice[1].code in CODES]
+    return errors[:: effort(17, 1)] + [choice for choice in choices if choice[1].code not in CODES]
 
 
 STALE_IS_RETRIED = {"put into no folder", "put first", "create", "read", "read an image on its way out"}
