@@ -9,7 +9,7 @@ from filmroll.errors import ImageFormatError, ImageLimitError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
-MAX_PARTS = 4096
+MAX_PARTS = 3072
 BYTES_PER_PART = 8192
 """Chunks or segments that a file may have, and one more for each so many bytes: files of empty ones cost no seconds."""
 

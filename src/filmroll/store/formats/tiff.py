@@ -47,7 +47,7 @@ def _directory(data: bytes, order: str, entry: str, *, big: bool) -> list[tuple[
             raise ImageLimitError(f"the TIFF file's directory has more than {MAX_ENTRIES} entries")
         start, size = start + (8 if big else 2), struct.calcsize(entry)
         return [struct.unpack_from(entry, data, start + size * at) for at in range(count)]
-    except struct.error:
+    except (struct.error, OverflowError):
         raise broken("TIFF", "its directory is not in the file") from None
 
 
