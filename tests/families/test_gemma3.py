@@ -49,6 +49,13 @@ def test_the_released_numbers(model_folder: Any) -> None:
     assert (family.forward.marks, family.forward.grid, family.renderer) == ("token_type_ids", None, None)
 
 
+def test_golden_names(model_folder: Any) -> None:
+    """A change here makes every stored descriptor unreadable: it must be meant."""
+    family = load_family(make(model_folder, RELEASED))
+    assert family.fingerprint == "72c284e1541674d0eb5208a95e2ce4a1"
+    assert family.recipe == "49a2a131936e8151234ed70ef7eba9f1"
+
+
 def test_the_class_defaults_are_those_of_transformers() -> None:
     theirs, ours = Gemma3ImageProcessorPil(), Gemma3Settings()
     for name in ("do_rescale", "rescale_factor", "do_normalize"):

@@ -18,6 +18,31 @@ from tests.families.cases.glm4v import CASES
 from tests.families.pictures import EDGES, sizes
 
 PLACEHOLDERS = Placeholders(image=1, unsampled=(1,), texts=())
+GLM_4_5V = {"size": {"shortest_edge": 12544, "longest_edge": 47040000}}
+
+
+def test_golden_names(model_folder: Any) -> None:
+    """A change here makes every stored descriptor unreadable: it must be meant."""
+    family = load_family(model_folder(GLM_4_5V, model_type="glm4v_moe"))
+    assert family.fingerprint == "76b6418ec9eeea9593b71c2d70c3894a"
+    assert family.recipe == "29d5cf2d4d2e4aa46f97458fded0d80e"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "target", "tokens"),
+    [
+        (16, 16, (84, 84), 9),
+        (48, 80, (84, 112), 12),
+        (720, 1280, (728, 1288), 1196),
+        (1080, 1920, (1092, 1932), 2691),
+        (5000, 5000, (4844, 4844), 29929),
+        (20, 1000, (28, 1400), 50),
+        (1, 200, (28, 5600), 200),
+    ],
+)
+def test_golden_layouts(model_folder: Any, height: int, width: int, target: tuple[int, int], tokens: int) -> None:
+    layout = load_family(model_folder(GLM_4_5V, model_type="glm4v_moe")).layout(width, height)
+    assert (layout.grid, layout.tokens) == ((1, target[0] // 14, target[1] // 14), tokens)
 
 
 @pytest.mark.parametrize("model_type", TOKEN_DEFAULTS)
