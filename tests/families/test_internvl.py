@@ -96,7 +96,8 @@ def test_tiles_are_those_of_transformers(least: int, most: int) -> None:
     numbers = InternVLSettings(height=448, width=448, min_patches=least, max_patches=most)
     placeholders = Placeholders(image=1, unsampled=(1,), texts=())
     family = InternVL(numbers, placeholders=placeholders, ends=(2, 3), tile_patches=1024)
-    for height, width in [*EDGES, *sizes(CASES[0], 1000)]:
+    half_of_nine = (1008, 896)
+    for height, width in [*EDGES, half_of_nine, *sizes(CASES[0], 1000)]:
         columns, rows = got_ocr2.get_optimal_tiled_canvas((height, width), (448, 448), least, most)
         assert family.layout(width, height).grid == (1, rows, columns), (height, width)
 
@@ -120,6 +121,13 @@ def test_tiles_are_read_like_a_page_and_the_thumbnail_comes_last(folder: Make) -
     np.testing.assert_array_equal(tiles[1], rgb[:32, 32:64])
     np.testing.assert_array_equal(tiles[4], rgb[64:, :32])
     np.testing.assert_array_equal(tiles[6], resize(rgb, 32, 32, Image.Resampling.BICUBIC))
+
+
+def test_tiles_need_not_be_square(folder: Make) -> None:
+    rgb, size = noise(90, 150, 1), {"height": 32, "width": 16}
+    place = folder({"size": size}, {"image_seq_length": 2}, vision_config={"image_size": [32, 16], "patch_size": 8})
+    theirs = got_ocr2.GotOcr2ImageProcessorPil.from_pretrained(place)(rgb, crop_to_patches=True, return_tensors="np")
+    np.testing.assert_array_equal(load_family(place).pixels([rgb])["pixel_values"], theirs["pixel_values"])
 
 
 def test_the_placeholder_begins_and_ends(folder: Make) -> None:

@@ -96,6 +96,11 @@ def test_the_descriptor_is_the_one_that_other_systems_read(load: Any) -> None:
     assert written["payload"] == {"grid_thws": [[1, 36, 46]]}
 
 
+def test_the_vision_tower_can_be_run_once_for_each_picture(load: Any) -> None:
+    """The parity suite then holds it to that."""
+    assert load(RELEASED).forward.grid == "image_grid_thw"
+
+
 def test_the_class_defaults_are_the_released_numbers() -> None:
     ours, theirs = KimiSettings(), RELEASED["media_proc_cfg"]
     for name in ("patch_size", "merge_kernel_size", "in_patch_limit", "patch_limit_on_one_side", "fixed_output_tokens"):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from transformers import AutoConfig
 from transformers.models.pixtral import image_processing_pil_pixtral as pixtral
 
 from filmroll.errors import CheckpointError, GridError, LayoutError
@@ -153,6 +154,13 @@ def test_smaller_pictures_are_padded_after_normalizing(folder: Make) -> None:
     again = family.join([arrays, family.pixels([large])])
     assert again["image_sizes"].tolist() == [[28, 56], [84, 28], [84, 28]]
     np.testing.assert_array_equal(again["pixel_values"][1], again["pixel_values"][2])
+
+
+def test_a_tower_that_the_config_leaves_out(folder: Make) -> None:
+    """Mistral 3's own default, not that of the tower's class."""
+    place = folder(vision_config=None)
+    assert AutoConfig.from_pretrained(place).vision_config.patch_size == 14
+    assert load_family(place).layout(28, 28).tokens == 2
 
 
 def test_pixtral_12b(folder: Make) -> None:
