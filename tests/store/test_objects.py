@@ -101,7 +101,9 @@ def test_a_reference_names_bucket_and_key_however_the_store_was_spelled(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://10.0.0.1:9000")
     store = open_store(url)
     assert store.shelf.uri("ab/one.png") == f"{written}/ab/one.png"
-    assert pickle.loads(pickle.dumps(store)).shelf.uri("ab/one.png") == f"{written}/ab/one.png"
+    shelf = pickle.loads(pickle.dumps(ObjectShelf(url, patience=7)))
+    assert shelf.uri("ab/one.png") == f"{written}/ab/one.png"
+    assert shelf.patience == 7
 
 
 @pytest.mark.parametrize(
@@ -256,8 +258,8 @@ def test_a_fault_that_stays_is_a_typed_error_in_time_and_leaves_nothing_half_the
 def test_a_listing_that_breaks_off_in_the_middle_goes_on_where_it_was(
     through: Store, direct: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_PAGE", int(KEYS_OF_A_PAGE))
-    names = [f"ab/{number:02}" for number in range(4 * int(KEYS_OF_A_PAGE))]
+    monkeypatch.setattr(objects, "_PAGE", KEYS_OF_A_PAGE)
+    names = [f"ab/{number:02}" for number in range(4 * KEYS_OF_A_PAGE)]
     for name in names:
         direct.shelf.create(name, b"")
     proxy.plan.extend([None, None, Fault.CUT_ANSWER])
@@ -331,6 +333,7 @@ def test_whoever_writes_is_never_told_that_nothing_is_found(through: Store, prox
         with pytest.raises(StoreUnavailableError, match="bucket is not there"):
             act("ab/one", b"")
     assert through.shelf.stat("ab/one") is None
+    through.shelf.delete("ab/one")
 
 
 def test_no_more_requests_are_under_way_than_promised(through: Store, proxy: FaultyProxy) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -54,7 +53,7 @@ class ObjectShelf(Shelf):
         return f"ObjectShelf({self.url!r})"
 
     def uri(self, key: str) -> str:
-        return f"{self.url}/{quote(key)}"
+        return f"{self.url}/{key}"
 
     def create(self, key: str, data: bytes) -> bool:
         """False is also the answer where the object is ours, and the first answer got lost on its way."""

@@ -1,4 +1,9 @@
-"""moto's S3 server: an emulator in Python, fast enough for every run of the tests."""
+"""moto's S3 server: an emulator in Python, fast enough for every run of the tests.
+
+It looks whether a key is free and then writes, without a lock: of 200 races of 32 writers on a busy
+machine, one had two winners. So its requests are served one at a time here; what a server does
+with many at once is for Ceph's to show.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,24 @@ from contextlib import contextmanager
 
 from tests.store.servers.endpoint import S3Server
 
-KEYS_OF_A_PAGE = "5"
+KEYS_OF_A_PAGE = 5
 """So few that a listing of more than a handful takes several requests."""
 
 SERVE = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print("http://%s:%d" % server.get_host_and_port(), flush=True)
+import sys, threading
+from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def one_at_a_time(environ, start_response):
+    with turn:
+        return moto(environ, start_response)
+
+server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=MotoRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print("http://%s:%d" % server.server_address, flush=True)
 sys.stdin.read()
-server.stop()
 """
 
 
@@ -32,7 +44,7 @@ def started_moto() -> Iterator[S3Server]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": KEYS_OF_A_PAGE},
+        env=os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(KEYS_OF_A_PAGE)},
         text=True,
     ) as process:
         try:
