@@ -68,7 +68,7 @@ def case(number: int) -> bytes:
         data = data[: random.randrange(len(data) + 1)] + other[random.randrange(len(other) + 1) :]
     if data.startswith(b"\x89PNG") and random.random() < 0.8:
         return rechecked(data)
-    if data.startswith(b"RIFF") and random.random() < 0.5:
+    if data.startswith(b"RIFF") and len(data) > 8 and random.random() < 0.5:
         return data[:4] + struct.pack("<L", len(data) - 8) + data[8:]
     return data
 

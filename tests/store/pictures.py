@@ -73,7 +73,11 @@ def encode(image: Image.Image, format_: str, *, orientation: int | None = None, 
 
 def seen(data: bytes) -> npt.NDArray[np.uint8]:
     """The policy of law 1, spelled out by other means: upright, on white, 8 bits, RGB."""
-    image = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    return seen_in(Image.open(BytesIO(data)))
+
+
+def seen_in(image: Image.Image) -> npt.NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         wide = np.asarray(image)
         grey = (wide // 256).astype(np.uint8)
