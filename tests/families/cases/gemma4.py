@@ -1,4 +1,4 @@
-"""Gemma 4, with the released budget and with the smallest, and the unified kind, which has no tower."""
+"""Gemma 4 as released and with another tower, and the unified kind, which has no tower; small budgets all."""
 
 from __future__ import annotations
 
@@ -128,10 +128,7 @@ def _case(
 
 
 CASES = [
-    Case(**_case("gemma4-released", gemma4, "Gemma4", 16, 3, 280)),
-    Case(**_case("gemma4-least_budget", gemma4, "Gemma4", 8, 2, 70, resample=2, rescale_factor=1 / 256)),
-    Case(
-        **_case("gemma4_unified-released", gemma4_unified, "Gemma4Unified", 16, 3, 280),
-        backends=("torchvision",),
-    ),
+    Case(**_case("gemma4", gemma4, "Gemma4", 16, 3, 70)),
+    Case(**_case("gemma4-pooled_by_two", gemma4, "Gemma4", 8, 2, 140, resample=2, rescale_factor=1 / 256)),
+    Case(**_case("gemma4_unified", gemma4_unified, "Gemma4Unified", 16, 3, 70), backends=("torchvision",)),
 ]
