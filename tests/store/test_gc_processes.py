@@ -145,7 +145,7 @@ def write(root: Path, number: int, ours: Connection) -> None:
 def collect_forever(root: Path, ours: Connection) -> None:
     while True:
         done = gc(open_here(root), delete=True)
-        ours.send((done.trashed.images, done.removed.images, done.restored.images))
+        ours.send((done.trashed.count, done.removed.count, done.restored.count))
 
 
 class Crew:
@@ -212,7 +212,7 @@ def check_store(root: Path, kept: list[ImageRef]) -> int:
     store, removed = open_here(root), 0
     for _ in range(3):
         time.sleep(1.5 * GRACE)
-        removed += gc(store, delete=True).removed.images
+        removed += gc(store, delete=True).removed.count
     for ref in kept:
         assert store.read(ref)
     names = [item.key for item in store.shelf.items() if read_object_name(item.key.rpartition("/")[2])]

@@ -9,40 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from filmroll.store.keys import (
-    FEATURES,
-    LEASES,
-    MANIFESTS,
-    QUARANTINE,
-    TEMPORARY,
-    TRASH,
-    named_object,
-    object_key,
-    read_object_name,
-)
+from filmroll.store.keys import OWN_FOLDERS, TRASH, named_object, object_key, read_object_name
 from filmroll.store.references import References, references
 from filmroll.store.shelf import Item
 from filmroll.store.store import Store
+from filmroll.store.tally import Tally
 from filmroll.store.together import THREADS, together
-
-OWN_FOLDERS = frozenset({TRASH, QUARANTINE, MANIFESTS, LEASES, TEMPORARY, FEATURES})
-
-
-@dataclass(slots=True)
-class Tally:
-    """How many, and how large together."""
-
-    images: int = 0
-    nbytes: int = 0
-
-    def add(self, nbytes: int) -> None:
-        self.images += 1
-        self.nbytes += nbytes
 
 
 @dataclass(slots=True)
 class Collected:
-    """What gc did, or would do: each image of the store is counted once, under what became of it."""
+    """What gc did, or would do: each object is counted once, under what became of it."""
 
     removed: Tally = field(default_factory=Tally)
     """Out of trash, for good."""
@@ -132,6 +109,8 @@ class _Collector:
             name = named_object(item.key)
             if name is None or item.nbytes < 0:
                 self._done.foreign += name is not None or item.key.partition("/")[0] not in OWN_FOLDERS
+            elif name in leaving and name in needed:
+                pass  # It was counted when it was put back.
             elif name in needed.manifests:
                 self._done.manifest.add(item.nbytes)
             elif name in needed.leases:
@@ -167,7 +146,7 @@ class _Collector:
     def _restore(self, name: str) -> None:
         key, trash = object_key(name), f"{TRASH}/{name}"
         try:
-            if not self._shelf.copy(trash, key) and self._store.set_aside(name):
+            if not self._shelf.copy(trash, key) and self._store.set_aside(key):
                 # The good copy was the one in trash.
                 self._shelf.copy(trash, key)
             self._shelf.delete(trash)

@@ -22,6 +22,7 @@ MANIFESTS = "manifests"
 LEASES = "leases"
 TEMPORARY = "tmp"
 FEATURES = "features"
+OWN_FOLDERS = frozenset({TRASH, QUARANTINE, MANIFESTS, LEASES, TEMPORARY, FEATURES})
 
 MEDIA_TYPES = {ending: media_type for media_type, ending in EXTENSIONS.items()}
 

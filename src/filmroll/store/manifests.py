@@ -21,9 +21,15 @@ from filmroll.store.together import together
 MAX_IMAGES = 1 << 20
 """In one label."""
 
+MAX_BYTES = 80 * MAX_IMAGES
+
 _HEAD = re.compile(r"filmroll-manifest-1 (0|[1-9][0-9]{0,6})")
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,99}")
-_MAX_BYTES = 80 * MAX_IMAGES
+
+
+def is_name(text: str) -> bool:
+    """Whether a manifest or a label may be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 class Manifest:
@@ -33,12 +39,12 @@ class Manifest:
         self.store = store
         self.name = _checked(name, "manifest")
 
-    def keep(self, label: str, images: Iterable[ImageRef]) -> None:
-        """Refer to these images as well, under that label. Once this returns they are there, and stay.
+    def keep(self, label: str, images: Iterable[ImageRef | str]) -> None:
+        """Refer to these images, or object names, as well. Once this returns they are there, and stay.
 
         ImageNotFoundError, and the label is as it was, if one of them is not in the store.
         """
-        wanted = {object_name(image.sha256, image.media_type) for image in images}
+        wanted = {one if isinstance(one, str) else object_name(one.sha256, one.media_type) for one in images}
         key, before = self._key(label), self._read(label)
         self._write(key, wanted | (before or set()))
         gone = secure(self.store, wanted)
@@ -59,7 +65,7 @@ class Manifest:
 
     def labels(self) -> list[str]:
         keys = (item.key.split("/") for item in self.store.shelf.items(f"{MANIFESTS}/{self.name}"))
-        return sorted(parts[2] for parts in keys if len(parts) == 3 and _NAME.fullmatch(parts[2]))
+        return sorted(parts[2] for parts in keys if len(parts) == 3 and is_name(parts[2]))
 
     def images(self, label: str | None = None) -> frozenset[str]:
         """Object names of what the label refers to, or all labels together."""
@@ -104,7 +110,7 @@ def every_label(shelf: Shelf) -> Iterator[Label]:
 def read_label(shelf: Shelf, key: str) -> frozenset[str]:
     """The names under a label's key; FileNotFoundError if there is none."""
     try:
-        return read_names(shelf.read(key, _MAX_BYTES))
+        return read_names(shelf.read(key, MAX_BYTES))
     except (ValueError, ImageLimitError, ImageDamagedError) as error:
         raise ManifestError(
             f"the manifest {key[:300]} cannot be read: {error}",
@@ -136,7 +142,7 @@ def read_names(data: bytes) -> frozenset[str]:
 
 def _found(shelf: Shelf, key: str) -> Label | None:
     _, name, label = (*key.split("/", 2), "")[:3]
-    if _NAME.fullmatch(name) is None or _NAME.fullmatch(label) is None:
+    if not is_name(name) or not is_name(label):
         lost = ManifestError(f"{key[:300]} is no place for a manifest", remedy="Remove that file")
         return Label(name, label, frozenset(), lost)
     try:
@@ -148,7 +154,7 @@ def _found(shelf: Shelf, key: str) -> Label | None:
 
 
 def _checked(name: str, what: str) -> str:
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise ConfigError(
             f"{name[:120]!r} is no name for a {what}",
             remedy="1 to 100 of a-z, 0-9, '.', '_' and '-' are, with no dot at the beginning",

@@ -42,6 +42,18 @@ def _secure(store: Store, name: str) -> bool:
     return False
 
 
+def absent(store: Store, names: Iterable[str]) -> list[str]:
+    """The names of those that are neither in their place nor in trash."""
+
+    def is_absent(name: str) -> bool:
+        # Twice in its place: it may be put back while trash is looked at.
+        places = (object_key(name), f"{TRASH}/{name}", object_key(name))
+        return all(store.shelf.stat(place) is None for place in places)
+
+    names = sorted(names)
+    return [name for name, gone in zip(names, together(is_absent, names), strict=True) if gone]
+
+
 def missing(names: Collection[str]) -> ImageNotFoundError:
     """The error that says that these are not in the store."""
     some = ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

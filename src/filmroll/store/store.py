@@ -132,7 +132,7 @@ class Store:
             how = damage.problem
         aside = False
         with suppress(StoreError, FileNotFoundError):
-            aside = self.set_aside(name)
+            aside = self.set_aside(object_key(name))
         if not aside:
             # It may be whole: mended meanwhile, or not what was read at first.
             with suppress(StoreError):
@@ -148,9 +148,9 @@ class Store:
         except StoreUnavailableError:
             return self._write_anew(item)
 
-    def set_aside(self, name: str) -> bool:
-        """Move an image into quarantine, if its bytes are not those that its name says."""
-        key = object_key(name)
+    def set_aside(self, key: str) -> bool:
+        """Move what lies in an image's place, or in trash, into quarantine, if it is not what its name says."""
+        name = key.rpartition("/")[2]
         aside = f"{QUARANTINE}/{name}.{secrets.token_hex(4)}"
         if self._is_good(key, name):
             return False
