@@ -205,6 +205,11 @@ def test_a_config_of_another_tokenizer_is_refused(folder: Make) -> None:
         load_family(folder(image_token_id=7))
 
 
+def test_a_tokenizer_without_the_token_around_images_is_refused(folder: Make) -> None:
+    with pytest.raises(CheckpointError, match=FAKE):
+        load_family(folder(specials=(IMAGE,)))
+
+
 def test_a_missing_tokenizer_is_named(folder: Make) -> None:
     path = folder()
     (path / "tokenizer.json").unlink()

@@ -270,6 +270,8 @@ def _placeholders(tokenizer: Tokenizer, image: int, most: int) -> Placeholders:
     numbers = range(1, most + 1)
     texts = (IMAGE, FAKE, OVERVIEW, *(_marker(row, column) for row in numbers for column in numbers))
     ids = {text: number for text in texts if (number := tokenizer.token_to_id(text)) is not None}
+    if FAKE not in ids:
+        raise CheckpointError(f"the tokenizer has no token {FAKE}", remedy="Use the complete folder of a checkpoint")
     return Placeholders(image=image, unsampled=tuple(ids.values()), texts=tuple(ids))
 
 
