@@ -91,18 +91,18 @@ def _stand_in_for_cuda(extension: Path) -> str:
     _kept.append(library)
     for name in ("nms", "qnms"):
         library.define(name + _OPERATORS)
-    folder = Path(tempfile.mkdtemp())
     try:
         listed = subprocess.run(["nm", "-D", "--undefined-only", extension], check=True, capture_output=True, text=True)
         names = [line.split()[-1] for line in listed.stdout.splitlines() if "4cuda" in line]
         source = "".join(
             f'void f{at}(void) __asm__("{name}"); void f{at}(void) {{}}\n' for at, name in enumerate(names)
         )
-        (folder / "names.c").write_text(source)
-        for library in _CUDA_LIBRARIES:
-            command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", folder / library, folder / "names.c"]
-            subprocess.run(command, check=True, capture_output=True)
-            ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL)
+        with tempfile.TemporaryDirectory() as folder:
+            for library in _CUDA_LIBRARIES:
+                path = f"{folder}/{library}"
+                command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", path, "-x", "c", "-"]
+                subprocess.run(command, check=True, capture_output=True, input=source, text=True)
+                ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
     except (OSError, subprocess.CalledProcessError) as error:
         return f"torch is built without CUDA, and nothing can be built in its place: {error}"
     return ""
