@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from filmroll.errors import ConfigError
 from filmroll.run.config import Config, help_text, load_config
 from filmroll.run.directory import RunDirectory, newest_run, resolve
+from filmroll.store import Manifest, open_store
 
 FILE = """
 seed = 3
@@ -129,6 +131,37 @@ def test_the_store_is_in_the_run_unless_configured(tmp_path):
     assert run.store_url(run.config()) == str(run.path / "assets" / "images")
     elsewhere = RunDirectory.create(config_for(tmp_path, multimodal={"store": str(tmp_path / "${RUN_ID}" / "p")}))
     assert elsewhere.store_url(elsewhere.config()) == str(tmp_path / elsewhere.path.name / "p")
+
+
+@pytest.mark.parametrize("name", ["run", "Übung #1", ".hidden", "..x", "x" * 200, "-", "###"])
+def test_runs_that_are_named_alike_have_manifests_of_their_own(tmp_path, name):
+    configs = [Config.model_validate({"run": {"directory": str(tmp_path / host / name)}}) for host in "ab"]
+    runs = [RunDirectory.create(config) for config in configs]
+    names = [run.manifest_name() for run in runs]
+    assert len(set(names)) == 2
+    for run, manifest in zip(runs, names, strict=True):
+        assert Manifest(open_store(run.store_url(run.config())), manifest).labels() == []
+        run.mend()
+        assert run.manifest_name() == manifest
+
+
+def test_a_run_without_a_manifest_gets_one_when_it_is_resumed(tmp_path):
+    run = RunDirectory.create(config_for(tmp_path))
+    run.manifest_file.unlink()
+    with pytest.raises(ConfigError, match="manifest"):
+        run.manifest_name()
+    run.mend()
+    assert run.manifest_name().startswith("run-")
+
+
+@pytest.mark.parametrize("store", ["", "memory://run-images/some"])
+def test_a_run_knows_its_images_wherever_they_are(tmp_path, store):
+    run = RunDirectory.create(config_for(tmp_path, multimodal={"store": store}))
+    assert run.images(run.config()) == set()
+    place = open_store(run.store_url(run.config()))
+    refs = [place.put(np.full((4, 4, 3), level, np.uint8)) for level in (0, 1)]
+    Manifest(place, run.manifest_name()).keep("step", refs)
+    assert run.images(run.config()) == {ref.sha256 for ref in refs}
 
 
 def test_what_is_saved_means_the_same_from_any_folder(tmp_path, monkeypatch):

@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from filmroll.run.directory import RunDirectory
+from filmroll.store import Manifest, open_store
+from filmroll.store.collect import gc
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
 SMALL = [
     "--environment.size", "32", "--warmup.batch_size", "8", "--rl.prompts", "2", "--rl.rollouts_per_prompt", "4",
@@ -80,6 +84,21 @@ def test_every_image_is_one_file_in_the_runs_store(finished):
         assert "pixel_values" not in path.read_text()
 
 
+def test_every_image_of_a_step_is_in_the_runs_manifest(finished):
+    directory, _ = finished
+    store = open_store(directory / "assets" / "images")
+    manifest = Manifest(store, RunDirectory.open(directory).manifest_name())
+    assert manifest.labels() == [f"{phase}_{step:06d}" for phase in ("rl", "warmup") for step in range(4)]
+    for path in (directory / "rollouts").glob("*.jsonl"):
+        records = [json.loads(line) for line in path.open()]
+        shown = {image["sha256"] for one in records for turn in one["turns"] for image in turn["images"]}
+        assert shown == {name[:64] for name in manifest.images(f"rl_{records[0]['step']:06d}")}
+    # All that the run has put was for a step: nothing is left for upkeep, however old it is.
+    assert gc(store, grace=-1).trashed.count == 0
+    manifest.drop("rl_000003")
+    assert gc(store, grace=-1).trashed.count > 0
+
+
 def test_sampled_tokens_carry_their_policy_version(finished):
     directory, _ = finished
     last = max((directory / "rollouts").glob("*.jsonl"))
@@ -125,6 +144,7 @@ def test_a_killed_run_is_resumed_as_if_nothing_had_happened(finished, tmp_path, 
     run.wait()
     children = pids(directory)
     assert len(children) == 3
+    manifest = RunDirectory.open(directory).manifest_name()
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in children), 20)
 
     done = subprocess.run(command("train", "--resume", str(directory)), capture_output=True, text=True, timeout=200)
@@ -136,6 +156,8 @@ def test_a_killed_run_is_resumed_as_if_nothing_had_happened(finished, tmp_path, 
     events = [json.loads(line)["kind"] for line in (directory / "events.jsonl").open()]
     assert events[-1] == "finished"
     assert "resumed" in events
+    labels = Manifest(open_store(directory / "assets" / "images"), manifest).labels()
+    assert labels == [f"{phase}_{step:06d}" for phase in ("rl", "warmup") for step in range(4)]
 
 
 @pytest.mark.parametrize("victim", ["engine", "trainer", "worker"])

@@ -47,7 +47,7 @@ class MultimodalConfig(Section):
     """The `[multimodal]` section."""
 
     store: str = ""
-    """Where images are kept; empty means assets/images in the run's folder."""
+    """Where images are kept, a folder or a bucket's URL; empty means assets/images in the run's folder."""
 
 
 class WarmupConfig(Section):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -12,16 +14,19 @@ from typing import Any
 from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
+from filmroll.store import open_store
+from filmroll.store.keys import named_object
 
 
 class RunDirectory:
-    """`config.json`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
+    """`config.json`, `manifest`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
     `checkpoints/`, `processes/`, `logs/`, `model/`, `report.html`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.config_file = self.path / "config.json"
+        self.manifest_file = self.path / "manifest"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"
         self.rollouts = self.path / "rollouts"
@@ -46,6 +51,7 @@ class RunDirectory:
             run = cls(path)
             for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
                 folder.mkdir()
+            run._name_manifest()
             run.config_file.write_text(_resolved(config, path).model_dump_json(indent=2))
             return run
         raise RunError(f"there are too many runs named {wanted.name}", remedy="Choose another run.directory")
@@ -60,6 +66,8 @@ class RunDirectory:
 
     def mend(self) -> None:
         """Clear away what a kill has left: a torn last line, and folders that were never finished."""
+        if not self.manifest_file.exists():
+            self._name_manifest()
         for folder in (self.weights, self.checkpoints):
             for draft in folder.glob(".step_*"):
                 shutil.rmtree(draft, ignore_errors=True)
@@ -75,9 +83,20 @@ class RunDirectory:
         """Where this run's images are; every process asks here."""
         return config.multimodal.store or str(self.path / "assets" / "images")
 
+    def manifest_name(self) -> str:
+        """What the run's store calls the manifest of the images that this run refers to."""
+        try:
+            return self.manifest_file.read_text().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} does not say what its manifest is called: {error.strerror}",
+                remedy="`filmroll store stats` lists the manifests of a store",
+            ) from error
+
     def images(self, config: Config) -> set[str]:
         """The digests of the images that the run's store holds by now."""
-        return {path.stem for path in Path(self.store_url(config)).glob("[0-9a-f][0-9a-f]/*")}
+        names = (named_object(item.key) for item in open_store(self.store_url(config)).shelf.items())
+        return {name.partition(".")[0] for name in names if name is not None}
 
     def event(self, kind: str, **fields: Any) -> None:
         _append(self.events_file, {"time": time.time(), "kind": kind, **fields})
@@ -89,6 +108,13 @@ class RunDirectory:
         """A step's rollouts for people, one a line."""
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rollouts)
         (self.rollouts / f"step_{step:06d}.jsonl").write_text(lines)
+
+    def _name_manifest(self) -> None:
+        """After the folder, for people; apart from all others, because runs on many hosts may share a store."""
+        name = re.sub(r"[^a-z0-9._-]+", "-", self.path.name.lower()).lstrip(".")[:80]
+        draft = self.manifest_file.with_name(".manifest")
+        draft.write_text(f"{name or 'run'}-{secrets.token_hex(4)}\n")
+        draft.replace(self.manifest_file)
 
 
 def newest_run(path: str) -> Path | None:

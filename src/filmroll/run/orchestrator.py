@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anyio import to_thread
+
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
@@ -23,6 +25,7 @@ from filmroll.run.directory import RunDirectory
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
+from filmroll.store import Manifest, open_store
 from filmroll.train.packing import pack_samples
 from filmroll.train.samples import group_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
@@ -97,6 +100,7 @@ class Orchestrator:
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
+        self._manifest = Manifest(open_store(run.store_url(config)), run.manifest_name())
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,
@@ -126,11 +130,13 @@ class Orchestrator:
         made = []
         for one in played:
             made += samples(one.trajectory, self._family, advantage=0.0, weights=weights)
+        await self._keep("warmup", step, played)
         report = await self._train_step(made, DEMONSTRATED, falling_rate(self._config.warmup, step))
         self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
+        await self._keep("rl", step, gathered.rollouts)
         ready, sent = time.perf_counter(), self._hands.sample_bytes
         report = await self._train_step(self._samples(gathered), step, falling_rate(self._config.rl, step))
         trained = time.perf_counter()
@@ -185,6 +191,11 @@ class Orchestrator:
             for one, advantage in zip(group, advantages, strict=True):
                 made += samples(one.trajectory, self._family, advantage=advantage, weights=LossWeights(rl=1.0))
         return made
+
+    async def _keep(self, phase: str, step: int, played: Sequence[Played]) -> None:
+        """Refer to a step's images before it trains on them: from now on they stay in the store."""
+        images = [image.image for one in played for image in one.trajectory.images]
+        await to_thread.run_sync(self._manifest.keep, f"{phase}_{step:06d}", images)
 
     async def _train_step(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
         batches: list[MicroBatch] = pack_samples(made, max_tokens=self._config.trainer.max_tokens)

@@ -12,8 +12,9 @@ import msgspec
 from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageDamagedError, ImageNotFoundError
-from filmroll.image import EXTENSIONS, ImageRef
+from filmroll.image import ImageRef
 from filmroll.store import open_store
+from filmroll.store.keys import object_key, object_name
 
 THUMBNAIL = 160
 """Longest side of an image on the page, in pixels."""
@@ -42,13 +43,10 @@ class Tile:
 
 
 class Darkroom:
-    """Develops each distinct image of a run once, from the store in `folder`; `pictures` are data: URIs,
-    by number.
-    """
+    """Develops each distinct image of a run once, from its store; `pictures` are data: URIs, by number."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        self._store = open_store(folder)
+    def __init__(self, store: str | Path) -> None:
+        self._store = open_store(store)
         self._numbers: dict[str, int] = {}
         self._problems: dict[str, str] = {}
         self._passed_over = 0
@@ -107,8 +105,8 @@ class Darkroom:
     def _read(self, ref: ImageRef) -> bytes:
         # A run's folder may have been moved since: an image is looked for by its digest, in the store
         # as it lies now, wherever its uri says it once was.
-        place = self._folder / ref.sha256[:2] / (ref.sha256 + EXTENSIONS[ref.media_type])
-        return self._store.read(msgspec.structs.replace(ref, uri=place.as_uri()))
+        place = self._store.shelf.uri(object_key(object_name(ref.sha256, ref.media_type)))
+        return self._store.read(msgspec.structs.replace(ref, uri=place))
 
 
 def _data_uri(data: bytes, media_type: str) -> str:

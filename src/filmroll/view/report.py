@@ -71,11 +71,11 @@ def _page(run: RunRecord, control: RunRecord | None) -> str:
     )
 
 
-def _images(run: RunRecord) -> Path:
+def _images(run: RunRecord) -> str | Path:
     """The run's store, as its own processes found it."""
     configured = run.config.get("multimodal")
     store = configured.get("store") if isinstance(configured, dict) else None
-    return Path(store) if isinstance(store, str) and store else run.path / "assets" / "images"
+    return store if isinstance(store, str) and store else run.path / "assets" / "images"
 
 
 def _plots(run: RunRecord, control: RunRecord | None, chance: float) -> dict[str, Any]:
