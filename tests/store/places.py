@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -31,7 +32,9 @@ class Place:
         return f"s3://{BUCKET}/{self.name}/images"
 
     def use(self, server: S3Server) -> None:
-        """From now on this process's environment names that server."""
+        """From now on this process's environment names that server, and nothing else of the kind."""
         monkeypatch: pytest.MonkeyPatch = self._request.getfixturevalue("monkeypatch")
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)

@@ -16,9 +16,11 @@ from PIL import Image
 
 from filmroll.errors import ImageDamagedError, ImageLimitError, ImageNotFoundError, OutsideStoreError
 from filmroll.image import ImageRef
-from filmroll.store import Limits, Store, open_store
+from filmroll.store import Lease, Limits, Manifest, Store, open_store
+from filmroll.store.check import verify
+from filmroll.store.collect import gc
 from filmroll.store.ingest import canonical
-from filmroll.store.keys import QUARANTINE, TRASH, object_key, object_name
+from filmroll.store.keys import LEASES, QUARANTINE, TRASH, object_key, object_name
 from filmroll.store.shelf import Shelf
 from tests.store.pictures import encode, noise
 from tests.store.places import Place
@@ -242,6 +244,30 @@ def _let_the_clock_move_on(shelf: Shelf) -> None:
     start = shelf.now()
     while shelf.now() == start:
         time.sleep(0.05)
+
+
+def test_upkeep_removes_what_nobody_needs_in_two_rounds_and_nothing_else(make: Make) -> None:
+    store = make()
+    refs = store.put_many(noise(9, 9, seed=seed) for seed in range(5))
+    named, held, again, *unneeded = refs
+    Manifest(store, "run").keep("step-1", [named])
+    with Lease(store, "buffer") as lease:
+        lease.hold([held])
+        _let_the_clock_move_on(store.shelf)
+        assert gc(make(), delete=True, grace=0).trashed.count == 3
+        assert [make().read(ref) for ref in refs] == [canonical(noise(9, 9, seed=seed)).data for seed in range(5)]
+        store.put(noise(9, 9, seed=2))
+        _let_the_clock_move_on(store.shelf)
+        Manifest(make(), "run").keep("step-2", [again])
+        assert gc(make(), delete=True, grace=0).removed.count == 2
+    for ref in (named, held, again):
+        assert make().read(ref)
+    for ref in unneeded:
+        with pytest.raises(ImageNotFoundError):
+            _without_cache(make()).read(ref)
+    assert keys(store.shelf, TRASH) == keys(store.shelf, LEASES) == in_quarantine(store.shelf) == []
+    found = verify(make())
+    assert (found.images, found.damaged, found.foreign) == (3, [], [])
 
 
 # The shelf

@@ -320,7 +320,13 @@ def test_missing_rights_are_said(url: str, proxy: FaultyProxy, through: Store) -
 
 def test_a_bucket_that_is_not_there_is_said(url: str) -> None:
     store = open_store("s3://no-such-bucket/images")
-    for act in (lambda: store.put(noise(9, 9)), lambda: store.shelf.replace("ab/one", b""), store.shelf.now):
+    for act in (
+        lambda: store.put(noise(9, 9)),
+        lambda: store.shelf.replace("ab/one", b""),
+        lambda: store.shelf.read("ab/one", 10),
+        lambda: store.shelf.delete("ab/one"),
+        store.shelf.now,
+    ):
         with pytest.raises(StoreUnavailableError, match="bucket is not there") as caught:
             act()
         assert "no-such-bucket" not in str(caught.value.wire())

@@ -57,7 +57,7 @@ def send(verb: str, call: Callable[[], Answer], patience: float) -> Answer:
                 continue
             raise StoreUnavailableError(
                 f"the object store cannot {verb} the image",
-                remedy="Look whether it is up, and whether endpoint, region and credentials are right",
+                remedy="Look whether it is up, and at endpoint, region and credentials; http:// needs AWS_ALLOW_HTTP",
                 private=_first_line(error),
             ) from None
 
