@@ -15,7 +15,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from filmroll.errors import CheckpointError, GridError
 from filmroll.families import Family, load_family
-from filmroll.families.idefics3 import FAKE, GRID, IMAGE, OVERVIEW, PROCESSORS
+from filmroll.families.idefics3 import GRID, PROCESSORS
+from filmroll.families.markers import FAKE, IMAGE, OVERVIEW
 from filmroll.image import ImageRef
 
 GOLDEN_FINGERPRINT = "d183dfd3d27c1fbd5f338954b3e6ddc9"

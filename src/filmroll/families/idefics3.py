@@ -2,8 +2,7 @@
 
 Sizes follow from each other: the longest edge is set, both sides grow to whole tiles, the overview is made
 of the result. Placeholder: each tile behind a marker that tells its row and column, a new line after each
-row, the overview between markers of its own. How many tokens markers and new lines take is the
-tokenizer's matter: in some checkpoints a marker is one token, in others it is spelled out.
+row, the overview between markers of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from filmroll.errors import CheckpointError, GridError, LayoutError
 from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
 from filmroll.families.checkpoint import Checkpoint, Section
+from filmroll.families.markers import Markers, read_markers, read_placeholders
 from filmroll.families.recipe import HALF, LANCZOS, Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.families.tokenizer import read_tokenizer
 from filmroll.image import ImageRef
@@ -27,9 +26,8 @@ from filmroll.wire.descriptor import ImageDescriptor
 
 PROCESSORS = tuple(f"{line}ImageProcessor{kind}" for line in ("Idefics3", "SmolVLM") for kind in ("", "Fast", "Pil"))
 LAYOUT = ("longest_edge", "tile", "do_image_splitting", "image_seq_len")
-IMAGE, FAKE, OVERVIEW = "<image>", "<fake_token_around_image>", "<global-img>"
 IMAGE_TOKEN_ID = 128257
-"""The id of IMAGE where config.json leaves it out."""
+"""The id of <image> where config.json leaves it out."""
 MAX_EDGE = 4096
 """No edge grows longer before tiles are made, whatever the settings say."""
 GRID = "tile_grid"
@@ -52,28 +50,6 @@ class Idefics3Settings(Tones):
     def most(self) -> int:
         """Tiles of the longest possible row or column."""
         return -(-min(self.longest_edge, MAX_EDGE) // self.tile) if self.do_image_splitting else 1
-
-
-@dataclass(frozen=True, slots=True)
-class Markers:
-    """What stands in a placeholder before and after the tokens that take features."""
-
-    tiles: tuple[tuple[tuple[int, ...], ...], ...]
-    """Before the tile of each row and column, with the new line that ends the row above."""
-    overview: tuple[int, ...]
-    """Before the overview, with what ends the last row."""
-    alone: tuple[int, ...]
-    """Before a picture that has no tiles."""
-    end: tuple[int, ...]
-
-    def before(self, rows: int, columns: int) -> Iterator[tuple[int, ...]]:
-        """The markers in order, one for each picture that the vision tower sees."""
-        if rows * columns == 1:
-            yield self.alone
-            return
-        for row in self.tiles[:rows]:
-            yield from row[:columns]
-        yield self.overview
 
 
 class Idefics3(Family):
@@ -103,8 +79,8 @@ class Idefics3(Family):
         image = checkpoint.config.whole("image_token_id", IMAGE_TOKEN_ID, least=0)
         return cls(
             settings,
-            markers=_markers(tokenizer, image, settings.most),
-            placeholders=_placeholders(tokenizer, image, settings.most),
+            markers=read_markers(tokenizer, image, settings.most),
+            placeholders=read_placeholders(tokenizer, image, settings.most),
             tile_patches=_tile_patches(settings, checkpoint.config),
         )
 
@@ -263,41 +239,3 @@ def _tile_patches(settings: Idefics3Settings, config: Section) -> int:
             remedy="The files are not of one checkpoint; fetch them again",
         )
     return side**2
-
-
-def _placeholders(tokenizer: Tokenizer, image: int, most: int) -> Placeholders:
-    """Whatever is one token is made for images; what is spelled out is ordinary text."""
-    numbers = range(1, most + 1)
-    texts = (IMAGE, FAKE, OVERVIEW, *(_marker(row, column) for row in numbers for column in numbers))
-    ids = {text: number for text in texts if (number := tokenizer.token_to_id(text)) is not None}
-    if FAKE not in ids:
-        raise CheckpointError(f"the tokenizer has no token {FAKE}", remedy="Use the complete folder of a checkpoint")
-    return Placeholders(image=image, unsampled=tuple(ids.values()), texts=tuple(ids))
-
-
-def _marker(row: int, column: int) -> str:
-    return f"<row_{row}_col_{column}>"
-
-
-def _markers(tokenizer: Tokenizer, image: int, most: int) -> Markers:
-    def between(text: str) -> tuple[int, ...]:
-        """The tokens of a text that stands between images, where special tokens part it from other text."""
-        first, *ids, last = tokenizer.encode(IMAGE + text + IMAGE, add_special_tokens=False).ids
-        if first != image or last != image or image in ids:
-            raise CheckpointError(
-                f"image_token_id is {image}, which is not the tokenizer's {IMAGE}",
-                remedy="The files are not of one checkpoint; fetch them again",
-            )
-        return tuple(ids)
-
-    def tile(row: int, column: int) -> tuple[int, ...]:
-        new_line = "\n" if row > 1 and column == 1 else ""
-        return between(new_line + FAKE + _marker(row, column))
-
-    numbers = range(1, most + 1)
-    return Markers(
-        tiles=tuple(tuple(tile(row, column) for column in numbers) for row in numbers),
-        overview=between(f"\n\n{FAKE}{OVERVIEW}"),
-        alone=between(FAKE + OVERVIEW),
-        end=between(FAKE),
-    )
