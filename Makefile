@@ -32,7 +32,7 @@ test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which 
 	$(BIN)/python -m pytest -m ceph tests/store
 
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
-	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store
+	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families
 
 bench: $(READY)  ## every benchmark, each with its table and one JSON line
 	for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
