@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
 
 app = typer.Typer(
@@ -17,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_app)
+
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 EXTRAS = frozenset({"jinja2", "matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
 """Modules that come with filmroll[all] and not with filmroll alone."""

@@ -40,7 +40,7 @@ class Holder:
 class Census:
     """What a store holds."""
 
-    images: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    images: dict[str, Tally] = field(default_factory=dict)
     """In place, by media type."""
     unreferenced: Tally = field(default_factory=Tally)
     """In place, and nothing refers to them."""
@@ -103,7 +103,7 @@ def _count(item: Item, done: Census, needed: AbstractSet[str], sizes: dict[str, 
     name = named_object(item.key)
     media_type = read_object_name(name) if name is not None and item.nbytes >= 0 else None
     if name is not None and media_type is not None:
-        done.images[media_type[1]].add(item.nbytes)
+        done.images.setdefault(media_type[1], Tally()).add(item.nbytes)
         sizes[name] = item.nbytes
         if name not in needed:
             done.unreferenced.add(item.nbytes)
