@@ -10,9 +10,13 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import httpcore
+import httpx
 import pytest
 
 from filmroll.errors import ConfigError, FilmrollError, ImageFormatError, ImageLimitError, ImageSourceError
@@ -131,14 +135,38 @@ def test_only_the_named_schemes_are_fetched(server: Web) -> None:
         f"http://{'a' * 64}.test/",
         "http://1.2.3.4.5/",
         "http://0177.0.0.1/",
-        f"http://127.0.0.1/{'x' * 9000}",
         "http://127.0.0.1:0/",
         "http://127.0.0.1:99999/",
         "http://\ud800/",
+        "http://127.0.0.1/\ud800",
     ],
 )
 def test_urls_that_name_nothing(url: str) -> None:
-    refused(url, INSIDE)
+    assert "seconds" not in refused(url, INSIDE)
+
+
+def test_any_text_is_a_url_or_is_refused() -> None:
+    """Given by somebody, or by a server that redirects."""
+    random, base, places = Random(3), httpx.URL("https://h.test/a"), 0
+    bits = ["http://", "https://", "ftp:", "//", "/", "\\", "a", "b.test", "127.1", "[", "]", "::1", "%", "%zz", "%0a"]
+    bits += [":", ":80", ":99999", "@", "u:p@", "?", "#", ";", " ", "..", "\0", "xn--", "\u00df", "\ud800", "\u2100"]
+    for _ in range(3_000):
+        text = "".join(random.choices(bits, k=random.randrange(8)))
+        for before in (None, base):
+            with suppress(ImageSourceError):
+                url = remote._url(text, before)
+                remote._check(url, INSIDE)
+                httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=remote._port(url), target=url.raw_path)
+                assert remote._named(url).isascii()
+                places += 1
+    assert places > 1_000
+
+
+def test_a_url_has_a_length(server: Web) -> None:
+    refused(server.url("/" + "x" * 8_192), INSIDE)
+    server.answers["/"] = elsewhere("/" + "x" * 8_193)
+    refused(server.url("/"), INSIDE)
+    assert len(server.seen) == 1
 
 
 def test_a_request_carries_nothing_of_ours(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

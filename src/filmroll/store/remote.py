@@ -46,11 +46,11 @@ def fetch_url(text: str, limits: Limits, rules: HttpSources) -> bytes:
     )
 
 
-def _url(text: str) -> httpx.URL:
+def _url(text: str, base: httpx.URL | None = None) -> httpx.URL:
     if len(text) > _MAX_URL:
         raise ImageSourceError(f"the image's URL is longer than {_MAX_URL} characters")
     try:
-        return httpx.URL(text)
+        return httpx.URL(text) if base is None else base.join(text)
     except (httpx.InvalidURL, ValueError) as error:
         raise ImageSourceError("the image's URL cannot be read", private=f"{text[:200]}: {error}") from None
 
@@ -64,15 +64,11 @@ def _check(url: httpx.URL, rules: HttpSources) -> None:
         )
     if url.userinfo:
         raise ImageSourceError("the image's URL holds a user name or password", remedy="Fetch it yourself")
-    if not url.raw_host:
-        raise ImageSourceError("the image's URL names no host", private=_named(url))
     # httpx gives no port where it is the scheme's own.
     if url.port is not None and not rules.private_addresses:
         raise ImageSourceError(
             f"images are not fetched from port {url.port}", remedy="Ports 80 and 443 are the public ones"
         )
-    if not 0 < _port(url) < 65536:
-        raise ImageSourceError("the image's URL names no port that there is", private=_named(url))
 
 
 @contextmanager
@@ -100,7 +96,7 @@ def _next(url: httpx.URL, answer: httpcore.Response) -> httpx.URL:
     location = _header(answer, b"location")
     if location is None:
         raise ImageSourceError("the image's server redirects to nowhere", private=_named(url))
-    target = url.join(_url(location))
+    target = _url(location, url)
     if url.scheme == "https" and target.scheme == "http":
         raise ImageSourceError("the image's server redirects from https to http", private=_named(url))
     return target
