@@ -186,27 +186,34 @@ def test_bytes_that_spell_a_known_picture_are_no_picture(encoded: list[Image.Ima
             canonical(data)
 
 
-def test_a_frame_drawn_over_while_it_is_put_is_one_or_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("frame", [FRAME, FRAME[:, :, 0], FRAME.astype(np.uint16) << 8], ids=["RGB", "grey", "16 bits"])
+@pytest.mark.parametrize("step", ["from_samples", "encode_png"])
+def test_a_frame_drawn_over_while_it_is_put_is_one_or_the_other(
+    frame: np.ndarray, step: str, encoded: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An environment draws its next frame into the same memory: what is remembered must be what was encoded."""
-    monkeypatch.setattr(ingest, "_made", Recent[Canonical](1 << 20, weigh=lambda image: len(image.data)))
-    screen, real = FRAME.copy(), ingest.encode_png
+    screen, real = frame.copy(), getattr(ingest, step)
 
-    def draw_over(picture: Image.Image) -> bytes:
+    def draw_over(given: Any) -> Any:
         screen[:] = 0
-        return real(picture)
+        return real(given)
 
-    monkeypatch.setattr(ingest, "encode_png", draw_over)
+    monkeypatch.setattr(ingest, step, draw_over)
     canonical(screen)
-    for frame in (FRAME, np.zeros_like(FRAME)):
-        np.testing.assert_array_equal(pillow_rgb(canonical(frame).data), frame)
+    monkeypatch.setattr(ingest, step, real)
+    for picture in (frame, np.zeros_like(frame)):
+        levels = picture >> 8 if picture.dtype == np.uint16 else picture
+        np.testing.assert_array_equal(pillow_rgb(canonical(picture).data)[:, :, 0], levels.reshape(30, 40, -1)[:, :, 0])
 
 
-def test_limits_hold_for_a_remembered_frame(encoded: list[Image.Image]) -> None:
-    image = canonical(FRAME)
+@pytest.mark.parametrize("kind", ["array", "BMP"])
+def test_limits_hold_for_a_remembered_frame(kind: str, encoded: list[Image.Image]) -> None:
+    source = FRAME if kind == "array" else encode(Image.fromarray(FRAME), kind)
+    image = canonical(source)
     for limits in (Limits(max_side=39), Limits(max_pixels=1199), Limits(max_bytes=len(image.data) - 1)):
         with pytest.raises(ImageLimitError):
-            canonical(FRAME, limits)
-    assert canonical(FRAME, Limits(max_side=40, max_pixels=1200, max_bytes=len(image.data))) == image
+            canonical(source, limits)
+    assert canonical(source, Limits(max_side=40, max_pixels=1200, max_bytes=len(image.data) * 2)) == image
 
 
 def test_a_frame_too_large_for_a_store_is_no_secret_to_the_next_one(encoded: list[Image.Image]) -> None:
