@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from filmroll.errors import ConfigError, ImageDamagedError, StoreError, StoreUnavailableError
@@ -107,10 +108,49 @@ def test_a_damaged_object_is_found_by_readers_and_mended_by_the_next_writer(tmp_
     assert open_store(tmp_path).read(ref) == good
     assert path.is_file()
     assert not path.is_symlink()
-    # What was there instead is kept for whoever wants to know how that came about.
-    aside = next((tmp_path / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize("finder", ["reader", "writer"])
+def test_damage_is_kept_for_whoever_wants_to_know_how_it_came_about(tmp_path: Path, finder: str) -> None:
+    ref = open_store(tmp_path).put(noise(5, 5))
+    path = location(tmp_path, ref)
+    path.write_bytes(b"damage")
+    if finder == "writer":
+        open_store(tmp_path).put(noise(5, 5))
+    else:
+        with pytest.raises(ImageDamagedError, match="it was set aside"):
+            open_store(tmp_path).read(ref)
+        assert not path.exists()
+    (aside,) = (tmp_path / "quarantine").iterdir()
     assert aside.name.startswith(f"{path.name}.")
-    assert aside.is_symlink() or not aside.is_file() or aside.read_bytes() != good
+    assert aside.read_bytes() == b"damage"
+
+
+def test_an_image_that_is_mended_while_it_is_set_aside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    ref = store.put(noise(5, 5))
+    good = store.read(ref)
+    location(tmp_path, ref).write_bytes(b"damage")
+    move = store.shelf.move
+
+    def mended_before(key: str, to: str) -> Any:
+        open_store(tmp_path).put(noise(5, 5))
+        return move(key, to)
+
+    monkeypatch.setattr(store.shelf, "move", mended_before)
+    assert store.read(ref) == good
+    assert location(tmp_path, ref).read_bytes() == good
+    assert [aside.read_bytes() for aside in (tmp_path / "quarantine").iterdir()] == [b"damage"]
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_false_claim_about_an_image_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    store = open_store(tmp_path)
+    ref = store.put(noise(5, 5))
+    monkeypatch.setattr(store.shelf, "move", None)
+    with pytest.raises(ImageDamagedError):
+        store.read(msgspec.structs.replace(ref, nbytes=ref.nbytes + more))
+    assert store.read(ref)
 
 
 def test_every_single_changed_byte_is_found(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from tests.store.pictures import encode
 SLOTS = 8
 SHARED = 30
 KILLS_A_ROUND = 200
-LONGEST = 0.06
+LONGEST = 0.03
 """Seconds that a writer lives, at most, after it has begun to write."""
 
 PNG = encode(Image.fromarray(np.zeros((8, 8, 3), np.uint8)), "PNG")
@@ -47,12 +47,9 @@ PNG = encode(Image.fromarray(np.zeros((8, 8, 3), np.uint8)), "PNG")
 
 def picture(label: str) -> bytes:
     """Bytes after its end do not matter to a picture, and make it another image."""
-    name = label.encode()
-    return PNG + name * (1 + hash_of(name)[0] * 20)
-
-
-def hash_of(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+    chance = random.Random(label)
+    length = chance.choice((1_000, *[30_000] * 8, 1_000_000))
+    return PNG + label.encode() * (length // len(label))
 
 
 def ref_of(root: Path, label: str) -> ImageRef:
@@ -155,8 +152,16 @@ class Foreman:
         self.counts: Counter[str] = Counter()
         self.kept: set[str] = set()
         self.root = folder
+        self.lives: list[Life] = []
 
     def run(self) -> None:
+        try:
+            self._rounds()
+        finally:
+            for life in self.lives:
+                os.kill(life.pid, signal.SIGKILL)
+
+    def _rounds(self) -> None:
         while self.counts["kills"] < self.kills:
             self.root = self.folder / f"round-{self.counts['rounds']}"
             self.kept.clear()
@@ -167,7 +172,7 @@ class Foreman:
 
     def _round(self, kills: int) -> None:
         last = self.counts["kills"] + kills
-        lives = [self._start(slot) for slot in range(SLOTS)]
+        self.lives = lives = [self._start(slot) for slot in range(SLOTS)]
         while lives:
             for life in self._gone(lives):
                 lives.remove(life)
@@ -185,6 +190,10 @@ class Foreman:
         pid = os.fork()
         if pid == 0:
             try:
+                # Without the others' pipes, which would keep them from noticing that nobody listens any more.
+                os.dup2(theirs, 3)
+                theirs = 3
+                os.closerange(4, 256)
                 Writer(self.root, slot, self.counts["lives"], theirs).run()
             except BaseException:  # noqa: BLE001 - said to the foreman, who fails
                 os.write(theirs, f"error {json.dumps(traceback.format_exc()[-3000:])}\n".encode())
