@@ -225,3 +225,23 @@ def test_mutated_files_are_refused_by_name_or_become_whole_images(data: bytes) -
         assert decode(image.data, max_pixels=1 << 20).shape == (image.height, image.width, 3)
         ingest._proved = Recent(1 << 10)
         assert canonical(image.data) == image
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma", "webp"])
+def test_a_tiff_of_a_rare_compression_is_refused(compression: str) -> None:
+    """Fewer libraries see strangers' bytes, and none that is asked for gigabytes by a header of its own."""
+    image = Image.fromarray(noise(24, 16))
+    try:
+        data = encode(image, "TIFF", compression=compression)
+    except (OSError, ValueError, KeyError):
+        pytest.skip(f"this Pillow writes no TIFF with {compression}")
+    with pytest.raises(ImageFormatError, match="compressed in a way"):
+        canonical(data)
+
+
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group3", "group4"]
+)
+def test_a_tiff_of_a_usual_compression_is_taken(compression: str) -> None:
+    mode = "1" if compression.startswith("group") else "RGB"
+    canonical(encode(Image.fromarray(noise(24, 16)).convert(mode), "TIFF", compression=compression))

@@ -318,7 +318,7 @@ def test_pixels_of_every_depth_end_where_they_should() -> None:
         for width in (1, 3, 8, 9):
             row = b"\0" + bytes((width * depth * channels + 7) // 8)
             canonical(_png(zlib.compress(row * 5), (width, 5), depth, colour, 0))
-            with pytest.raises(FilmrollError):
+            with pytest.raises(FilmrollError, match="pixels end before the last row"):
                 canonical(_png(zlib.compress((row * 5)[:-1]), (width, 5), depth, colour, 0))
 
 
