@@ -130,10 +130,11 @@ def sync_of(node: File | Folder) -> Sync:
 
 
 @pytest.mark.parametrize("sync", NEEDED, ids="-".join)
-def test_without_any_one_sync_an_image_is_lost(sync: Sync) -> None:
+def test_without_any_one_sync_an_image_is_lost(sync: Sync, show: Show) -> None:
     with pytest.raises(LostError):
         for number in range(3000):
             Schedule(number, lambda node: sync_of(node) != sync).run(crash)
+    show("durable, one sync less", "an image lost each time", kinds_of_sync=1)
 
 
 def test_every_sync_is_known() -> None:
