@@ -284,6 +284,18 @@ def test_what_is_needed_and_missing_is_damage(place: Place, store: Store) -> Non
     assert "the lease 'somebody'" in found[place_of(held)]
 
 
+def test_what_readers_find_in_quarantine_is_not_missing(place: Place, store: Store) -> None:
+    """As after a kill while a damaged image was set aside that had just been put again."""
+    for act in (lambda ref: verify(store), lambda ref: Manifest(store, "other").keep("step", [ref])):
+        (ref,) = put(place, 1)
+        Manifest(store, "run").keep("step", [ref])
+        store.shelf.move(place_of(ref), f"{QUARANTINE}/{object_of(ref)}.12345678")
+        act(ref)
+        assert store.shelf.stat(place_of(ref))
+        assert verify(store).damaged == []
+        store.shelf.delete(f"{QUARANTINE}/{object_of(ref)}.12345678")
+
+
 def test_what_cannot_be_read_as_a_manifest_is_damage(store: Store) -> None:
     store.shelf.create(f"{MANIFESTS}/run/step", b"")
     store.shelf.create(f"{LEASES}/aa", b"")

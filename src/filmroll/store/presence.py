@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import partial
 
-from filmroll.errors import ImageNotFoundError
+from filmroll.errors import ImageDamagedError, ImageNotFoundError
 from filmroll.store.keys import TRASH, object_key
 from filmroll.store.store import Store
 from filmroll.store.together import together
@@ -37,9 +37,18 @@ def _secure(store: Store, name: str) -> bool:
         try:
             store.shelf.copy(f"{TRASH}/{name}", object_key(name))
         except FileNotFoundError:
-            # Upkeep may be putting it back itself: look again.
-            continue
+            # Upkeep may be putting it back itself, or a reader may find it where we do not look.
+            _take_back(store, name)
     return False
+
+
+def _take_back(store: Store, name: str) -> bool:
+    """Whether a reader finds the image, who then puts it back into its place."""
+    try:
+        store.read_named(name, store.limits.max_bytes)
+    except (ImageNotFoundError, ImageDamagedError):
+        return False
+    return True
 
 
 def absent(store: Store, names: Iterable[str]) -> list[str]:
@@ -48,7 +57,7 @@ def absent(store: Store, names: Iterable[str]) -> list[str]:
     def is_absent(name: str) -> bool:
         # Twice in its place: it may be put back while trash is looked at.
         places = (object_key(name), f"{TRASH}/{name}", object_key(name))
-        return all(store.shelf.stat(place) is None for place in places)
+        return all(store.shelf.stat(place) is None for place in places) and not _take_back(store, name)
 
     names = sorted(names)
     return [name for name, gone in zip(names, together(is_absent, names), strict=True) if gone]
