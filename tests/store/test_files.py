@@ -8,7 +8,11 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +276,55 @@ def test_a_folder_in_place_of_an_object_is_an_error(tmp_path: Path) -> None:
     location(tmp_path, ref).mkdir()
     with pytest.raises(StoreError):
         open_store(tmp_path).put(noise(5, 5))
+
+
+@contextmanager
+def signalled(handler: Callable[..., None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_signals_do_not_disturb(tmp_path: Path) -> None:
+    store, ended, main = open_store(tmp_path), threading.Event(), threading.get_ident()
+    arrived: list[int] = []
+
+    def send() -> None:
+        while not ended.wait(0.0005):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    with signalled(lambda number, _: arrived.append(number)):
+        sender.start()
+        try:
+            while len(arrived) < 100:
+                assert open_store(tmp_path).read(store.put(noise(40, 40, seed=len(arrived))))
+        finally:
+            ended.set()
+            sender.join()
+
+
+def test_an_interrupted_put_leaves_nothing_half_done(tmp_path: Path) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    store, chance, main, interrupted = open_store(tmp_path), random.Random(1), threading.get_ident(), 0
+    with signalled(interrupt):
+        for seed in range(80):
+            sender = threading.Timer(chance.random() * 0.01, signal.pthread_kill, (main, signal.SIGUSR1))
+            try:
+                sender.start()
+                store.put(noise(40, 40, seed=seed))
+                sender.join()
+                time.sleep(0.001)
+            except KeyboardInterrupt:
+                interrupted += 1
+            sender.join()
+            check_whole(tmp_path)
+            assert open_store(tmp_path).read(store.put(noise(40, 40, seed=seed)))
+    assert interrupted == 80
 
 
 def _put_all(root: Path, seeds: list[int]) -> None:
