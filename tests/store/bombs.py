@@ -212,7 +212,7 @@ def odd_images() -> Iterator[tuple[str, bytes]]:
     yield "pixels that go on for 64 megabytes", png_file(8, 8, 8, 2, bytes(25 * 8) + bytes(64 * MIB))
     yield "10 megapixels of one colour", png_file(4_000, 2_500, 8, 2, bytes((1 + 12_000) * 2_500))
     yield "a GIF of 10 megapixels", encode(Image.new("P", (4_000, 2_500)), "GIF")
-    yield "a GIF of noise", encode(Image.fromarray(noise(300, 300, 1)), "GIF")
+    yield "a GIF of noise", encode(Image.fromarray(noise(1_100, 1_100, 1)), "GIF")
     gif = FILES["GIF"]
     start = 13 + (3 << (gif[10] & 7) + 1)
     comment = b"!\xfe" + (b"\xff" + b"a" * 255) * 800 + b"\0"

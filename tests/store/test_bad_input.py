@@ -245,3 +245,12 @@ def test_a_tiff_of_a_rare_compression_is_refused(compression: str) -> None:
 def test_a_tiff_of_a_usual_compression_is_taken(compression: str) -> None:
     mode = "1" if compression.startswith("group") else "RGB"
     canonical(encode(Image.fromarray(noise(24, 16)).convert(mode), "TIFF", compression=compression))
+
+
+@pytest.mark.parametrize("name", [b"VP8 ", b"VP8L", b"VP8X"])
+def test_a_webp_that_ends_within_its_header_is_broken(name: bytes) -> None:
+    for length in range(10):
+        body = b"WEBP" + name + struct.pack("<L", length) + bytes(length + 10)
+        for data in (body, body[: 12 + length]):
+            with pytest.raises(ImageFormatError, match="broken"):
+                read_header(b"RIFF" + struct.pack("<L", len(data)) + data, Limits())

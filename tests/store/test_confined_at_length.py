@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import string
 import threading
@@ -69,11 +70,11 @@ def _waited() -> float:
 
 @pytest.fixture
 def ref(tmp_path: Path) -> ImageRef:
-    """An image in a store, and beside the store the very same file."""
-    store = open_store(tmp_path / "store")
+    """An image in a store, and the very same file in a folder above the store's."""
+    store = open_store(tmp_path / "in" / "store")
     one = store.put(noise(9, 9))
     outside = tmp_path / "outside"
-    shutil.copytree(tmp_path / "store" / one.sha256[:2], outside / one.sha256[:2])
+    shutil.copytree(tmp_path / "in" / "store" / one.sha256[:2], outside / one.sha256[:2])
     shutil.copy(outside / one.sha256[:2] / f"{one.sha256}.png", outside)
     (outside / "passwd").write_text("secret")
     return one
@@ -94,8 +95,8 @@ def hostile(random: Random, ref: ImageRef, root: Path) -> ImageRef:
         lambda: f"{root}/{digest[:2]}/{digest}.png",
         lambda: f"{root}/{digest[:2]}/{_spoiled(random, digest)}.png",
         lambda: f"{root}/{_spoiled(random, digest[:2])}/{digest}.png",
-        lambda: f"{root}/../outside/{digest[:2]}/{digest}.png",
-        lambda: f"{root.parent}/outside/{digest}.png",
+        lambda: f"{root}/../../outside/{digest[:2]}/{digest}.png",
+        lambda: f"{root.parent.parent}/outside/{digest}.png",
         lambda: f"{root}/{random.choice(['tmp', 'trash', 'quarantine', 'manifests', 'leases'])}/{digest}.png",
         lambda: _spoiled(random, str(root / digest[:2] / f"{digest}.png")),
         lambda: random.choice(["/etc/passwd", "/dev/zero", "/proc/self/mem", "passwd", "", "C:\\a.png", "/" * 5000]),
@@ -103,7 +104,9 @@ def hostile(random: Random, ref: ImageRef, root: Path) -> ImageRef:
     path = random.choice(paths)()
     with suppress(UnicodeError):
         path = random.choice([str, quote, lambda text: quote(quote(text)), str.upper])(path)
-    uri = random.choice([ref.uri, random.choice(SCHEMES) + path, random.choice(SCHEMES) + "//" + path])
+    # The last one is what a store would call an image of that digest, if it were one.
+    consistent = f"{root.as_uri()}/{digest[:2]}/{digest}.png"
+    uri = random.choice([ref.uri, random.choice(SCHEMES) + path, random.choice(SCHEMES) + "//" + path, consistent])
     media_type = random.choice([ref.media_type, ref.media_type, random.choice(TYPES)])
     nbytes = random.choice([ref.nbytes, 0, -1, 1, 1 << 40, ref.nbytes + 1])
     return ImageRef(uri, digest, media_type, random.choice([9, 0, -1]), 9, nbytes)
@@ -117,6 +120,8 @@ def _digest(random: Random, digest: str) -> str:
             digest.upper(),
             digest + random.choice(STRANGE),
             "../" * 20 + "outs",
+            f"../outside/{digest}",
+            f"../outside/{digest[:2]}/{digest}",
             "".join(random.choices(string.hexdigits, k=64)),
             "".join(random.choices(string.printable, k=64)),
         ]
@@ -132,12 +137,12 @@ def _spoiled(random: Random, text: str) -> str:
 def test_law_confined_for_any_reference(
     ref: ImageRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Show
 ) -> None:
-    store, random, slowest, count = open_store(tmp_path / "store"), Random(8), Slowest(), effort(2_000, 50_000)
+    store, random, slowest, count = open_store(tmp_path / "in" / "store"), Random(8), Slowest(), effort(2_000, 50_000)
     good = store.read(ref)
     watched = Watched(monkeypatch, tmp_path / "outside")
     refused = 0
     for _ in range(count):
-        forged = hostile(random, ref, tmp_path / "store")
+        forged = hostile(random, ref, tmp_path / "in" / "store")
         opens = watched.opens
         with slowest.timed():
             try:
@@ -148,7 +153,7 @@ def test_law_confined_for_any_reference(
                 assert str(tmp_path) not in str(error.wire())
                 msgspec.json.encode(error.wire())
                 assert not isinstance(error, OutsideStoreError) or watched.opens == opens
-        if forged.uri != ref.uri:
+        if forged.uri != ref.uri or re.fullmatch("[0-9a-f]{64}", forged.sha256) is None:
             assert watched.opens == opens
     assert watched.outside == 0
     assert slowest.seconds < LONGEST
@@ -191,7 +196,7 @@ def swap(root: Path, outside: Path, name: str, good: bytes, ended: Event) -> Non
         instead(link(outside / name), file),
         instead(link(Path(os.path.relpath(outside / name, shard))), file),
         instead(link(outside / name[:2]), shard),
-        instead(link(Path("..") / "outside" / name[:2]), shard),
+        instead(link(Path("../../outside") / name[:2]), shard),
         instead(link(outside / "nothing"), file),
         instead(link(file), file),
         instead(os.mkfifo, file),
@@ -215,7 +220,7 @@ def swap(root: Path, outside: Path, name: str, good: bytes, ended: Event) -> Non
 def swapping(folder: Path, ref: ImageRef, good: bytes) -> Iterator[None]:
     context = multiprocessing.get_context("fork")
     ended = context.Event()
-    place = (folder / "store", folder / "outside", Path(ref.uri).name, good, ended)
+    place = (folder / "in" / "store", folder / "outside", Path(ref.uri).name, good, ended)
     neighbour = context.Process(target=swap, args=place, daemon=True)
     neighbour.start()
     try:
@@ -237,7 +242,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 def test_law_confined_while_links_are_swapped(
     act: str, ref: ImageRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Show
 ) -> None:
-    root, outside = tmp_path / "store", tmp_path / "outside"
+    root, outside = tmp_path / "in" / "store", tmp_path / "outside"
     image, before = canonical(noise(9, 9)), snapshot(outside)
     count = effort(3_000, 100_000) if act == "read" else effort(300, 5_000)
     watched, slowest = Watched(monkeypatch, outside), Slowest()
