@@ -342,6 +342,13 @@ def test_whoever_writes_is_never_told_that_nothing_is_found(through: Store, prox
     through.shelf.delete("ab/one")
 
 
+def test_one_object_is_removed_by_one_request_of_its_own(through: Store, proxy: FaultyProxy) -> None:
+    """Not every server that speaks S3 removes many at once."""
+    through.shelf.create("ab/one", b"")
+    through.shelf.delete("ab/one")
+    assert [line.partition(" ")[0] for line in proxy.seen] == ["PUT", "DELETE"]
+
+
 def test_no_more_requests_are_under_way_than_promised(through: Store, proxy: FaultyProxy) -> None:
     with ThreadPoolExecutor(3 * IN_FLIGHT) as pool:
         list(pool.map(lambda number: through.shelf.create(f"ab/{number}", b""), range(6 * IN_FLIGHT)))
@@ -363,7 +370,9 @@ def test_a_forked_process_is_told_instead_of_hanging(url: str) -> None:
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(20)
-    assert process.exitcode == 0
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
     assert all("fork" in answers.get() for _ in range(2))
     assert store.read(ref)
 
