@@ -49,14 +49,14 @@ def test_greedy_tokens_are_the_same_alone_and_in_a_batch(desk: Any, ask: Any) ->
 
 
 def test_rows_that_arrive_during_decoding_join_it(desk: Any, engine: EmbeddedEngine, oracle: Any) -> None:
-    long = desk.request([desk.picture(1)], words=40, max_tokens=150)
+    long = desk.request([desk.picture(1)], words=40, max_tokens=600)
     late = [desk.request([desk.picture(n)], words=60 if n == 2 else 4, seed=n, max_tokens=5) for n in range(4)]
 
     async def one_after_another() -> list[GenerateAnswer]:
         first = asyncio.create_task(engine.generate(long))
         answers = []
         for request in late:
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.005)
             answers.append(await engine.generate(request))
         assert not first.done(), "the late ones waited for the long one"
         return [await first, *answers]
