@@ -69,9 +69,23 @@ def test_open_store_takes_paths_and_file_uris(tmp_path: Path, monkeypatch: pytes
 def test_a_known_image_is_not_written_or_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path)
     ref = store.put(noise(5, 5))
-    data = store.read(ref)
-    monkeypatch.setattr(os, "open", None)
+    data, opened = store.read(ref), os.open
+
+    def open_folders_alone(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        return opened(path, flags | os.O_DIRECTORY, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", open_folders_alone)
     assert store.put(data) == ref
+
+
+def test_a_known_image_is_not_looked_for_outside(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    ref = store.put(noise(5, 5))
+    data, shard = store.read(ref), location(tmp_path / "store", ref).parent
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ImageDamagedError):
+        store.put(data)
 
 
 def test_a_removed_image_is_written_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import pytest
@@ -19,7 +20,7 @@ from filmroll.errors import ConfigError, ImageDamagedError, StoreUnavailableErro
 from filmroll.image import ImageRef
 from filmroll.store import Store, objects, open_store
 from filmroll.store.ingest import canonical
-from filmroll.store.keys import object_key
+from filmroll.store.keys import object_key, object_name
 from filmroll.store.objects import ObjectShelf
 from filmroll.store.requests import IN_FLIGHT
 from tests.store.pictures import noise
@@ -428,3 +429,24 @@ def test_a_touch_undoes_no_mending(url: str, monkeypatch: pytest.MonkeyPatch) ->
     then(toucher, "read", lambda: other.replace("ab/one", b"mended"), monkeypatch)
     assert toucher.touch("ab/one")
     assert other.read("ab/one", 10) == b"mended"
+
+
+def test_what_is_mended_right_before_its_damage_is_removed_is_not_lost(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bucket here removes an object only if it is still the same: the mend itself goes with the damage."""
+    reader, mender = open_store(url), open_store(url)
+    ref = reader.put(noise(9, 9))
+    key = object_key(object_name(ref.sha256, ref.media_type))
+    mender.shelf.replace(key, b"damaged")
+    delete = reader.shelf.delete
+
+    def mended_first(key: str) -> None:
+        assert mender.put(noise(9, 9)) == ref
+        delete(key)
+
+    monkeypatch.setattr(reader.shelf, "delete", mended_first)
+    with suppress(ImageDamagedError):
+        reader.read(ref)
+    assert mender.shelf.stat(key) is None
+    assert len(open_store(url).read(ref)) == ref.nbytes

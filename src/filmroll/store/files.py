@@ -23,6 +23,7 @@ from filmroll.store.folders import (
     open_folder,
     open_path,
     read_below,
+    state_below,
     sync_folder,
     write_whole,
 )
@@ -78,20 +79,22 @@ class FileShelf(Shelf):
             sync_folder(parent)
 
     def read(self, key: str, at_most: int) -> bytes:
+        try:
+            return read_below(self._path, key, at_most)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise self._failed("read", error) from error
         with self._errors("read"):
-            try:
-                return read_below(self._path, key, at_most)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                # Another host has replaced it while it was open here.
-                return read_below(self._path, key, at_most)
+            # Another host has replaced it while it was open here.
+            return read_below(self._path, key, at_most)
 
     def stat(self, key: str) -> Item | None:
         with self._errors("read"):
             try:
-                return _item(key, os.lstat(f"{self._path}/{key}"))
-            except (FileNotFoundError, NotADirectoryError):
+                return _item(key, state_below(self._path, key))
+            except FileNotFoundError:
                 return None
 
     def touch(self, key: str) -> bool:
@@ -240,10 +243,13 @@ class FileShelf(Shelf):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StoreUnavailableError(
-                f"the store cannot {verb} the image: {os.strerror(error.errno or errno.EIO)}",
-                private=f"{self.root}: {error}",
-            ) from error
+            raise self._failed(verb, error) from error
+
+    def _failed(self, verb: str, error: OSError) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the store cannot {verb} the image: {os.strerror(error.errno or errno.EIO)}",
+            private=f"{self.root}: {error}",
+        )
 
 
 def _item(key: str, state: os.stat_result) -> Item:

@@ -42,16 +42,11 @@ def read_below(root: str, key: str, at_most: int) -> bytes:
 
     Straight down, without the context managers above: this is what every read of an image costs.
     """
-    *folders, name = key.split("/")
-    fd = os.open(root, _FOLDER)
+    folder, name = _open_folder_of(root, key)
     try:
-        for folder in folders:
-            inner = _open_inner(folder, fd)
-            _close(fd)
-            fd = inner
-        file = _open_file(name, fd)
+        file = _open_file(name, folder)
     finally:
-        _close(fd)
+        _close(folder)
     try:
         state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode):
@@ -61,6 +56,15 @@ def read_below(root: str, key: str, at_most: int) -> bytes:
         return read_exactly(file, state.st_size)
     finally:
         _close(file)
+
+
+def state_below(root: str, key: str) -> os.stat_result:
+    """What lies under a key, unopened, whatever it is."""
+    folder, name = _open_folder_of(root, key)
+    try:
+        return os.lstat(name, dir_fd=folder)
+    finally:
+        _close(folder)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -135,6 +139,31 @@ def _open_inner(name: str, below: int) -> int:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise _no_object("a folder of the store is a symbolic link or a file") from None
         raise
+
+
+def _open_folder_of(root: str, key: str) -> tuple[int, str]:
+    """The descriptor of the folder that a key is in, and its name in there."""
+    first, *folders, name = key.split("/")
+    fd = _open_first(root, first)
+    for folder in folders:
+        try:
+            inner = _open_inner(folder, fd)
+        finally:
+            _close(fd)
+        fd = inner
+    return fd, name
+
+
+def _open_first(root: str, name: str) -> int:
+    """A folder in the root, opened in one step: O_NOFOLLOW is about the last name of a path."""
+    try:
+        return os.open(f"{root}/{name}", _FOLDER | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+    # Either that folder is no folder, or the root is none: in two steps it is seen which.
+    with open_folder(root) as below:
+        return _open_inner(name, below)
 
 
 def _open_file(name: str, below: int) -> int:

@@ -262,10 +262,10 @@ class Store:
         aside, leaving = f"{QUARANTINE}/{name}.{secrets.token_hex(4)}", f"{TRASH}/{name}"
         with suppress(StoreError, FileNotFoundError):
             self.shelf.copy(key, aside)
+        # In a bucket, where a move is a copy and a removal, whoever moves the damage out of the way may
+        # be about to remove what is written now: readers look here, too, and upkeep brings it back.
+        self.shelf.replace(leaving, data)
         self.shelf.replace(key, data)
-        if self.shelf.stat(leaving) is not None:
-            # In a bucket, upkeep may have copied the damage there and be about to remove what was just written.
-            self.shelf.replace(leaving, data)
         log.error("what the store held as %s was damaged; it was set aside as %s and written anew", key, aside)
 
     def _is_good(self, key: str, name: str) -> bool:
