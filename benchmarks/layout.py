@@ -21,8 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.image import ImageRef
-from filmroll.store.header import Limits, read_header
-from filmroll.store.ingest import canonical
+from filmroll.store.formats.header import Limits, read_header
+from filmroll.store.ingest.canonical import canonical
 
 ROUNDS = 15
 

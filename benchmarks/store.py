@@ -25,8 +25,9 @@ from harness import conclude, show
 from PIL import Image
 
 from filmroll.image import ImageRef
-from filmroll.store import Store, ingest, open_store
-from filmroll.store.ingest import canonical
+from filmroll.store import Store, open_store
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.recent import Recent
 
 SIZES = {"10 KB": (108, 200), "400 KB": (780, 80), "4 MB": (2500, 20)}

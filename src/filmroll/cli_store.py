@@ -16,7 +16,7 @@ from filmroll.view.plain import say
 
 if TYPE_CHECKING:
     from filmroll.store import Manifest, Store
-    from filmroll.store.tally import Tally
+    from filmroll.store.upkeep.tally import Tally
 
 store_app = typer.Typer(
     name="store",
@@ -57,7 +57,7 @@ def gc(
         ),
     ] = None,
 ) -> None:
-    from filmroll.store.collect import gc as collect
+    from filmroll.store.upkeep.gc import gc as collect
     from filmroll.view.words import size
 
     grace = None if idle_grace is None else idle_grace * HOUR
@@ -90,7 +90,7 @@ def sweep(
     older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="What is younger stays.")] = 24.0,
 ) -> None:
     """Remove temporary files, processed features and ended leases; never images, not even damaged ones."""
-    from filmroll.store.sweep import sweep as swept
+    from filmroll.store.upkeep.sweep import sweep as swept
 
     for store in _stores(places):
         done = swept(store, time_to_live=older_than * HOUR)
@@ -101,7 +101,7 @@ def sweep(
 @store_app.command()
 def verify(places: Places) -> None:
     """Read and hash every image again. Exits with 1 if one is damaged or missing; damaged ones are set aside."""
-    from filmroll.store.check import verify as verified
+    from filmroll.store.upkeep.verify import verify as verified
     from filmroll.view.store_tables import progress
     from filmroll.view.words import size
 
@@ -127,7 +127,7 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each store.")] = False,
 ) -> None:
     """Count what a store holds, and who needs it."""
-    from filmroll.store.census import census
+    from filmroll.store.upkeep.stats import census
     from filmroll.view.store_tables import show_census
 
     for store in _stores(places):
@@ -153,7 +153,7 @@ def export_(
     manifest: Named = "",
 ) -> None:
     """Write all images that a run refers to into one file, to take them elsewhere."""
-    from filmroll.store.archive import export_archive
+    from filmroll.store.upkeep.archive import export_archive
 
     head = export_archive(_manifest(place, manifest), archive)
     say(f"{archive}: {head.images:,} images of {head.manifest} in {head.labels:,} labels")
@@ -167,7 +167,7 @@ def import_(
     ],
 ) -> None:
     """Take an archive's images into a store, and note there that they are needed."""
-    from filmroll.store.archive import import_archive
+    from filmroll.store.upkeep.archive import import_archive
 
     store, _ = _open(place)
     head = import_archive(archive, store)
@@ -205,14 +205,14 @@ def _open(place: str) -> tuple[Store, str | None]:
 
 
 def _folder(store: Store) -> Path | None:
-    from filmroll.store.files import FileShelf
+    from filmroll.store.shelves.files import FileShelf
 
     return store.shelf.root if isinstance(store.shelf, FileShelf) else None
 
 
 def _manifest(place: str, name: str) -> Manifest:
     from filmroll.store import Manifest
-    from filmroll.store.manifests import every_label
+    from filmroll.store.upkeep.manifests import every_label
 
     store, own = _open(place)
     manifest = Manifest(store, name or own or _unnamed(place))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from tests.families.cases.base import Case
 
 MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16", "YCbCr")

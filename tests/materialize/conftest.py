@@ -11,7 +11,7 @@ from filmroll.families.base import Placeholders
 from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.image import ImageRef
 from filmroll.store import Store
-from filmroll.store.files import FileShelf
+from filmroll.store.shelves.files import FileShelf
 
 
 class CountingStore(Store):

@@ -33,7 +33,7 @@ from filmroll.families.qwen_vl import QwenVL
 from filmroll.image import ImageRef
 from filmroll.materialize import Materialized, Materializer, Receipt, materializer
 from filmroll.pixels.decode import decode
-from filmroll.store.ingest import Canonical, Limits
+from filmroll.store.ingest.canonical import Canonical, Limits
 from filmroll.wire.descriptor import ImageDescriptor
 
 Put = Callable[..., ImageRef]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from filmroll.errors import ImageFormatError, ImageLimitError
 from filmroll.pixels.decode import decode
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 
 
 def saved(image: Image.Image, format_: str, **options: object) -> bytes:

@@ -17,7 +17,7 @@ from filmroll.errors import ImageFormatError
 from filmroll.pixels import decode as module
 from filmroll.pixels.decode import decode
 from filmroll.pixels.decoders import decode_jpeg, decode_png
-from filmroll.store.header import Limits, read_header
+from filmroll.store.formats.header import Limits, read_header
 
 side = st.integers(1, 70)
 

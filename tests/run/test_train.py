@@ -13,7 +13,7 @@ import pytest
 
 from filmroll.run.directory import RunDirectory
 from filmroll.store import Manifest, open_store
-from filmroll.store.collect import gc
+from filmroll.store.upkeep.gc import gc
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
 SMALL = [

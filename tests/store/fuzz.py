@@ -22,8 +22,8 @@ from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageError
 from filmroll.pixels.decode import decode
-from filmroll.store import ingest
-from filmroll.store.ingest import Limits, canonical
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import Limits, canonical
 from filmroll.store.recent import Recent
 from tests.store.bombs import hostile_images
 from tests.store.pictures import MODES, ORIENTED, encode, interlaced_png, mutated, noise, picture, rechecked

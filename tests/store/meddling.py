@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from filmroll.store import Store
-from filmroll.store.files import FileShelf
-from filmroll.store.objects import ObjectShelf
-from filmroll.store.shelf import Item, Shelf
+from filmroll.store.shelves.files import FileShelf
+from filmroll.store.shelves.objects import ObjectShelf
+from filmroll.store.shelves.shelf import Item, Shelf
 
 Meddle: TypeAlias = Callable[[], None]
 """Called ahead of every call; it may raise, and it may use the same store as another process would."""

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageFormatError, ImageLimitError, ImageSourceError, StoreUnavailableError
-from filmroll.store import Limits, Store, ingest, open_store
-from filmroll.store.ingest import Canonical, canonical
+from filmroll.store import Limits, Store, open_store
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import Canonical, canonical
 from filmroll.store.recent import Recent
 from filmroll.store.together import THREADS
 from tests.store.pictures import encode, noise, pillow_rgb

@@ -17,11 +17,11 @@ from PIL import Image
 from filmroll.errors import ArchiveError, ConfigError, ImageDamagedError, ImageNotFoundError
 from filmroll.image import ImageRef
 from filmroll.store import Limits, Manifest, Store, open_store
-from filmroll.store.archive import export_archive, import_archive
-from filmroll.store.collect import gc
 from filmroll.store.keys import object_key, object_name
-from filmroll.store.manifests import write_names
-from filmroll.store.tar import write_end, write_member
+from filmroll.store.upkeep.archive import export_archive, import_archive
+from filmroll.store.upkeep.gc import gc
+from filmroll.store.upkeep.manifests import write_names
+from filmroll.store.upkeep.tar import write_end, write_member
 from tests.store.meddling import PLACES, CrashError, Folder, crash_at
 from tests.store.pictures import encode, noise
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageError, ImageFormatError, ImageLimitError
 from filmroll.pixels.decode import decode
-from filmroll.store import ingest
+from filmroll.store.formats.header import Limits, read_header
 from filmroll.store.formats.pillow import image_errors
-from filmroll.store.header import Limits, read_header
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.recent import Recent
 from tests.store.pictures import encode, noise, png_chunk, png_file, sample_files
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from filmroll.errors import FilmrollError, ImageError
-from filmroll.store import ingest
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.recent import Recent
 from tests.store.bombs import FILES, MIB, hostile_images, odd_images
 from tests.store.conftest import Show

@@ -17,7 +17,7 @@ import pytest
 from filmroll.errors import ConfigError, ImageDamagedError, ImageNotFoundError, OutsideStoreError
 from filmroll.image import ImageRef
 from filmroll.store import cache, open_store
-from filmroll.store.folders import every_file
+from filmroll.store.shelves.folders import every_file
 from tests.store.pictures import noise
 
 PROCESSES = multiprocessing.get_context("fork")

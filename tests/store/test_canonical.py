@@ -15,8 +15,9 @@ from PIL import Image
 
 from filmroll.errors import ImageFormatError
 from filmroll.pixels.decode import decode
-from filmroll.store import ingest, open_store
-from filmroll.store.ingest import Canonical, canonical
+from filmroll.store import open_store
+from filmroll.store.ingest import canonical as ingest
+from filmroll.store.ingest.canonical import Canonical, canonical
 from filmroll.store.recent import Recent
 from tests.store.pictures import (
     MODES,
@@ -246,5 +247,5 @@ def test_the_decoder_has_the_last_word_on_what_is_plain(monkeypatch: pytest.Monk
 def test_a_known_file_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.fromarray(noise(31, 17, seed=77)), "PNG")
     first = canonical(data)
-    monkeypatch.setattr("filmroll.store.ingest.open_image", None)
+    monkeypatch.setattr("filmroll.store.ingest.canonical.open_image", None)
     assert canonical(data) == first

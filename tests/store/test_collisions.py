@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from filmroll.pixels.decode import decode
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from tests.store.conftest import Show
 from tests.store.effort import effort
 from tests.store.pictures import ORIENTATION, ORIENTED, encode, seen, seen_in

@@ -23,7 +23,7 @@ import pytest
 from filmroll.errors import FilmrollError, OutsideStoreError, StoreError
 from filmroll.image import ImageRef
 from filmroll.store import open_store
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from tests.store.conftest import Show
 from tests.store.effort import effort
 from tests.store.pictures import noise

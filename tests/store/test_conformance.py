@@ -17,11 +17,11 @@ from PIL import Image
 from filmroll.errors import ImageDamagedError, ImageLimitError, ImageNotFoundError, OutsideStoreError
 from filmroll.image import ImageRef
 from filmroll.store import Lease, Limits, Manifest, Store, open_store
-from filmroll.store.check import verify
-from filmroll.store.collect import gc
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import LEASES, QUARANTINE, TRASH, object_key, object_name
-from filmroll.store.shelf import Shelf
+from filmroll.store.shelves.shelf import Shelf
+from filmroll.store.upkeep.gc import gc
+from filmroll.store.upkeep.verify import verify
 from tests.store.pictures import encode, noise
 from tests.store.places import Place
 

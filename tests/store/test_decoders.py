@@ -21,7 +21,7 @@ from PIL import Image, ImageCms
 
 from filmroll.errors import FilmrollError
 from filmroll.pixels.decode import decode
-from filmroll.store.ingest import Limits, canonical
+from filmroll.store.ingest.canonical import Limits, canonical
 from tests.store.conftest import Show
 from tests.store.effort import effort
 from tests.store.oracles import Oracle, Rgb, torchvision_oracle, vllm_oracle

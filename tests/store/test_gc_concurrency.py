@@ -15,11 +15,11 @@ import pytest
 from filmroll.errors import ImageNotFoundError
 from filmroll.image import ImageRef
 from filmroll.store import Lease, Manifest, Store
-from filmroll.store.collect import gc
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import LEASES, MANIFESTS, TRASH, object_key, object_name
-from filmroll.store.leases import LeaseNote
-from filmroll.store.manifests import write_names
+from filmroll.store.upkeep.gc import gc
+from filmroll.store.upkeep.leases import LeaseNote
+from filmroll.store.upkeep.manifests import write_names
 from tests.store.effort import effort
 from tests.store.meddling import PLACES, CrashError, Folder, Place, crash_at, once_at
 from tests.store.pictures import noise

@@ -16,10 +16,10 @@ import pytest
 from filmroll.errors import ImageNotFoundError
 from filmroll.image import ImageRef
 from filmroll.store import Lease, Manifest, Store
-from filmroll.store.collect import gc
-from filmroll.store.files import FileShelf
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import read_object_name
+from filmroll.store.shelves.files import FileShelf
+from filmroll.store.upkeep.gc import gc
 from tests.store.conftest import Show
 from tests.store.effort import effort
 from tests.store.pictures import noise

@@ -17,7 +17,7 @@ from filmroll.errors import ImageDamagedError
 from filmroll.image import ImageRef
 from filmroll.pixels.decode import decode
 from filmroll.store import Store, open_store
-from filmroll.store.ingest import Canonical
+from filmroll.store.ingest.canonical import Canonical
 from tests.store.conftest import Show
 from tests.store.effort import effort
 from tests.store.pictures import encode, noise

@@ -16,8 +16,8 @@ from filmroll.errors import ConfigError, ImageNotFoundError, ManifestError
 from filmroll.image import ImageRef
 from filmroll.store import Store, open_store
 from filmroll.store.keys import LEASES, MANIFESTS, TRASH, object_key, object_name
-from filmroll.store.leases import MAX_SECONDS, Held, Lease, every_lease
-from filmroll.store.manifests import Manifest, every_label, read_label, read_names, write_names
+from filmroll.store.upkeep.leases import MAX_SECONDS, Held, Lease, every_lease
+from filmroll.store.upkeep.manifests import Manifest, every_label, read_label, read_names, write_names
 from tests.store.pictures import noise
 
 DAY = 86_400

@@ -18,11 +18,12 @@ import pytest
 
 from filmroll.errors import ConfigError, ImageDamagedError, StoreUnavailableError
 from filmroll.image import ImageRef
-from filmroll.store import Store, objects, open_store
-from filmroll.store.ingest import canonical
+from filmroll.store import Store, open_store
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import object_key, object_name
-from filmroll.store.objects import ObjectShelf
-from filmroll.store.requests import IN_FLIGHT
+from filmroll.store.shelves import objects
+from filmroll.store.shelves.objects import ObjectShelf
+from filmroll.store.shelves.requests import IN_FLIGHT
 from tests.store.pictures import noise
 from tests.store.places import SERVERS, Place
 from tests.store.servers.endpoint import BUCKET, S3Server, free_port

@@ -20,8 +20,9 @@ import httpx
 import pytest
 
 from filmroll.errors import ConfigError, FilmrollError, ImageFormatError, ImageLimitError, ImageSourceError
-from filmroll.store import HttpSources, Limits, open_store, pinned, remote, sources
-from filmroll.store.ingest import canonical
+from filmroll.store import HttpSources, Limits, open_store
+from filmroll.store.ingest import pinned, remote, sources
+from filmroll.store.ingest.canonical import canonical
 from tests.store.pictures import png_file, sample_files
 from tests.store.web import Web, certificate, elsewhere, found, slowly, speak_tls, web
 

@@ -22,7 +22,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from filmroll.store.buckets import connect, read_url
+from filmroll.store.shelves.buckets import connect, read_url
 from tests.store.places import SERVERS, Place
 from tests.store.servers.endpoint import BUCKET, S3Server
 

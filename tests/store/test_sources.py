@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageFormatError, ImageLimitError, ImageSourceError
-from filmroll.store.ingest import Limits, canonical
+from filmroll.store.ingest.canonical import Limits, canonical
 from tests.store.pictures import encode, noise, sample_files
 
 PNG = sample_files()["PNG"]

@@ -12,13 +12,13 @@ import pytest
 from filmroll.errors import ImageLimitError, ManifestError
 from filmroll.image import ImageRef
 from filmroll.store import Lease, Limits, Manifest, Store, open_store
-from filmroll.store.census import census
-from filmroll.store.check import verify
-from filmroll.store.collect import Collected, gc
 from filmroll.store.keys import FEATURES, LEASES, MANIFESTS, QUARANTINE, TEMPORARY, TRASH, object_key, object_name
-from filmroll.store.leases import LeaseNote
-from filmroll.store.sweep import sweep
-from filmroll.store.tally import Tally
+from filmroll.store.upkeep.gc import Collected, gc
+from filmroll.store.upkeep.leases import LeaseNote
+from filmroll.store.upkeep.stats import census
+from filmroll.store.upkeep.sweep import sweep
+from filmroll.store.upkeep.tally import Tally
+from filmroll.store.upkeep.verify import verify
 from tests.store.meddling import PLACES, Place
 from tests.store.pictures import noise
 

@@ -17,7 +17,7 @@ from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.pixels.late import normalize
 from filmroll.pixels.patches import UNCHANGED, Cut, Table, Values, cut
-from filmroll.store.picture import upright_rgb
+from filmroll.store.ingest.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
 
 Rgb = npt.NDArray[np.uint8]

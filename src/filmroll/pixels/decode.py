@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from filmroll.errors import ImageFormatError
 from filmroll.pixels.decoders import decode_any, decode_jpeg, decode_png
-from filmroll.store.header import Limits, read_header
+from filmroll.store.formats.header import Limits, read_header
 
 Rgb = npt.NDArray[np.uint8]
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.pixels.kernels import compiled
+from filmroll.store.formats.header import Header
 from filmroll.store.formats.pillow import image_errors, open_image
 from filmroll.store.formats.png import INTERLACED, RGB, png_pixels
-from filmroll.store.header import Header
 
 
 def _library(name: str) -> Any:

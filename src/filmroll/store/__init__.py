@@ -9,15 +9,15 @@ import os
 import re
 
 from filmroll.errors import ConfigError, ImageSourceError
-from filmroll.store.buckets import SCHEMES
 from filmroll.store.cache import CACHE_BYTES, ReadCache
-from filmroll.store.files import FileShelf
-from filmroll.store.ingest import Limits
-from filmroll.store.leases import Lease
-from filmroll.store.manifests import Manifest
-from filmroll.store.shelf import Shelf
-from filmroll.store.sources import HttpSources, path_of
+from filmroll.store.ingest.canonical import Limits
+from filmroll.store.ingest.sources import HttpSources, path_of
+from filmroll.store.shelves.buckets import SCHEMES
+from filmroll.store.shelves.files import FileShelf
+from filmroll.store.shelves.shelf import Shelf
 from filmroll.store.store import Store
+from filmroll.store.upkeep.leases import Lease
+from filmroll.store.upkeep.manifests import Manifest
 
 __all__ = ["HttpSources", "Lease", "Limits", "Manifest", "Store", "open_store"]
 
@@ -66,7 +66,7 @@ def _shelf(url: str | os.PathLike[str]) -> Shelf:
 
 def _object_shelf(url: str) -> Shelf:
     try:
-        from filmroll.store.objects import ObjectShelf
+        from filmroll.store.shelves.objects import ObjectShelf
     except ModuleNotFoundError as error:
         if error.name != "obstore":
             raise

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from filmroll.errors import ConfigError, ImageDamagedError, ImageLimitError
-from filmroll.store.folders import every_file, open_folder, open_path, read_below
 from filmroll.store.keys import object_key
+from filmroll.store.shelves.folders import every_file, open_folder, open_path, read_below
 
 CACHE_BYTES = 10 << 30
 

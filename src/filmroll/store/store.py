@@ -26,10 +26,10 @@ from filmroll.errors import (
 )
 from filmroll.image import EXTENSIONS, ImageRef
 from filmroll.store.cache import ReadCache
-from filmroll.store.ingest import Canonical, HttpSources, Limits, Source, canonical
+from filmroll.store.ingest.canonical import Canonical, HttpSources, Limits, Source, canonical
 from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
 from filmroll.store.recent import Recent
-from filmroll.store.shelf import Item, Shelf
+from filmroll.store.shelves.shelf import Item, Shelf
 from filmroll.store.together import together
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, Transf
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from filmroll.store.census import Census
-from filmroll.store.check import Progress
-from filmroll.store.tally import Tally
+from filmroll.store.upkeep.stats import Census
+from filmroll.store.upkeep.tally import Tally
+from filmroll.store.upkeep.verify import Progress
 from filmroll.view.plain import printable, say
 from filmroll.view.words import duration, size
 

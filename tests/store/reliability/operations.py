@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from filmroll.errors import ImageDamagedError, ImageNotFoundError, StoreError
 from filmroll.image import ImageRef
 from filmroll.store import Store
-from filmroll.store.ingest import Canonical
+from filmroll.store.ingest.canonical import Canonical
 from filmroll.store.keys import QUARANTINE, TRASH, object_key
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from filmroll.errors import ImageDamagedError, ImageNotFoundError, StoreUnavailableError
 from filmroll.store import Store, open_store
-from filmroll.store.ingest import Canonical
+from filmroll.store.ingest.canonical import Canonical
 from filmroll.store.keys import TRASH, object_key
 from tests.store.reliability.calls import Call, answered_by
 from tests.store.reliability.disk import Disk, File

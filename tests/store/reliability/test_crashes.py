@@ -13,8 +13,9 @@ from typing import TypeAlias
 import pytest
 
 from filmroll.errors import ImageDamagedError, ImageNotFoundError
-from filmroll.store import files, open_store
+from filmroll.store import open_store
 from filmroll.store.keys import TRASH, object_key
+from filmroll.store.shelves import files
 from filmroll.store.store import log
 from tests.store.conftest import Show
 from tests.store.effort import effort

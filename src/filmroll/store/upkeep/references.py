@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from filmroll.store.leases import every_lease
-from filmroll.store.manifests import every_label
-from filmroll.store.shelf import Shelf
+from filmroll.store.shelves.shelf import Shelf
+from filmroll.store.upkeep.leases import every_lease
+from filmroll.store.upkeep.manifests import every_label
 
 
 @dataclass(frozen=True, slots=True)

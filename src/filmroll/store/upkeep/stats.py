@@ -8,11 +8,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from filmroll.store.keys import OWN_FOLDERS, TRASH, named_object, read_object_name
-from filmroll.store.leases import every_lease
-from filmroll.store.manifests import every_label
-from filmroll.store.shelf import Item
+from filmroll.store.shelves.shelf import Item
 from filmroll.store.store import Store
-from filmroll.store.tally import Tally
+from filmroll.store.upkeep.leases import every_lease
+from filmroll.store.upkeep.manifests import every_label
+from filmroll.store.upkeep.tally import Tally
 
 
 @dataclass(slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from filmroll.store.keys import FEATURES, TEMPORARY
-from filmroll.store.leases import every_lease
 from filmroll.store.store import Store
 from filmroll.store.together import together
+from filmroll.store.upkeep.leases import every_lease
 
 TIME_TO_LIVE = 86_400.0
 

@@ -21,10 +21,10 @@ import msgspec
 from filmroll.errors import ConfigError, FilmrollError, ImageDamagedError, ImageLimitError, ManifestError, StoreError
 from filmroll.image import ImageRef
 from filmroll.store.keys import LEASES, object_name
-from filmroll.store.presence import missing, secure
-from filmroll.store.shelf import Item, Shelf
+from filmroll.store.shelves.shelf import Item, Shelf
 from filmroll.store.store import Store
 from filmroll.store.together import together
+from filmroll.store.upkeep.presence import missing, secure
 
 log = logging.getLogger(__name__)
 

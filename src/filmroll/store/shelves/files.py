@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from filmroll.errors import StoreUnavailableError
-from filmroll.store.folders import (
+from filmroll.store.keys import TEMPORARY
+from filmroll.store.shelves.folders import (
     every_file,
     make_folder,
     open_folder,
@@ -27,8 +28,7 @@ from filmroll.store.folders import (
     sync_folder,
     write_whole,
 )
-from filmroll.store.keys import TEMPORARY
-from filmroll.store.shelf import Item, Shelf
+from filmroll.store.shelves.shelf import Item, Shelf
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How a file system says that it has no hard links, or no more of them."""

@@ -19,13 +19,13 @@ import msgspec
 
 from filmroll.durable import sync
 from filmroll.errors import ArchiveError, ConfigError, ImageError
-from filmroll.store.ingest import canonical
+from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import object_name
-from filmroll.store.manifests import MAX_BYTES, Manifest, is_name, read_names, write_names
-from filmroll.store.presence import absent, missing
 from filmroll.store.store import Store
-from filmroll.store.tar import read_end, read_member, write_end, write_member
 from filmroll.store.together import together
+from filmroll.store.upkeep.manifests import MAX_BYTES, Manifest, is_name, read_names, write_names
+from filmroll.store.upkeep.presence import absent, missing
+from filmroll.store.upkeep.tar import read_end, read_member, write_end, write_member
 
 MAX_LABEL_BYTES = 1 << 30
 """Of all labels together: some 15 million names."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from filmroll.errors import ImageLimitError, StoreUnavailableError
-from filmroll.store.buckets import connect, read_url
 from filmroll.store.keys import TEMPORARY
-from filmroll.store.requests import no_bucket, send
-from filmroll.store.shelf import Item, Shelf
+from filmroll.store.shelves.buckets import connect, read_url
+from filmroll.store.shelves.requests import no_bucket, send
+from filmroll.store.shelves.shelf import Item, Shelf
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, UpdateVersion

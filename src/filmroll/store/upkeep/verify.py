@@ -11,12 +11,12 @@ from functools import partial
 
 from filmroll.errors import FilmrollError, ImageDamagedError, ImageNotFoundError, StoreUnavailableError
 from filmroll.store.keys import OWN_FOLDERS, TRASH, named_object, object_key, read_object_name
-from filmroll.store.leases import every_lease
-from filmroll.store.manifests import every_label
-from filmroll.store.presence import absent
-from filmroll.store.shelf import Item
+from filmroll.store.shelves.shelf import Item
 from filmroll.store.store import Store
 from filmroll.store.together import THREADS, together
+from filmroll.store.upkeep.leases import every_lease
+from filmroll.store.upkeep.manifests import every_label
+from filmroll.store.upkeep.presence import absent
 
 Progress = Callable[[int, int], None]
 """Told, as images are read, how many bytes of how many are done."""

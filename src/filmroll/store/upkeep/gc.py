@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from filmroll.store.keys import OWN_FOLDERS, TRASH, named_object, object_key, read_object_name
-from filmroll.store.references import References, references
-from filmroll.store.shelf import Item
+from filmroll.store.shelves.shelf import Item
 from filmroll.store.store import Store
-from filmroll.store.tally import Tally
 from filmroll.store.together import THREADS, together
+from filmroll.store.upkeep.references import References, references
+from filmroll.store.upkeep.tally import Tally
 
 
 @dataclass(slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from filmroll.errors import ConfigError, ImageDamagedError, ImageLimitError, ManifestError
 from filmroll.image import ImageRef
 from filmroll.store.keys import MANIFESTS, object_name, read_object_name
-from filmroll.store.presence import missing, secure
-from filmroll.store.shelf import Shelf
+from filmroll.store.shelves.shelf import Shelf
 from filmroll.store.store import Store
 from filmroll.store.together import together
+from filmroll.store.upkeep.presence import missing, secure
 
 MAX_IMAGES = 1 << 20
 """In one label."""

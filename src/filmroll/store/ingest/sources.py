@@ -18,7 +18,7 @@ from PIL import Image
 
 from filmroll.errors import ConfigError, ImageFormatError, ImageSourceError
 from filmroll.store.formats.base import Limits
-from filmroll.store.header import sniff
+from filmroll.store.formats.header import sniff
 
 Source: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8 | np.uint16] | Any"
@@ -119,7 +119,7 @@ def _fetch_text(text: str, limits: Limits, http: HttpSources | None) -> bytes:
             + (", or open the store with HttpSources" if name in PORTS else ""),
         )
     # Not at the top: stores that fetch nothing need not load an HTTP client.
-    from filmroll.store.remote import fetch_url
+    from filmroll.store.ingest.remote import fetch_url
 
     return fetch_url(text, limits, http)
 

@@ -1,0 +1,1 @@
+"""Where bytes lie under keys: a folder, a bucket. A new kind of place is one more Shelf."""
