@@ -200,7 +200,7 @@ def _open(place: str) -> tuple[Store, str | None]:
         folder = Path(place).expanduser()
         if (folder / "config.json").is_file():
             run = RunDirectory.open(folder)
-            return open_store(run.store_url(run.config())), run.manifest_name()
+            return run.open_store(run.config()), run.manifest_name()
     return open_store(place), None
 
 

@@ -24,8 +24,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from filmroll.engine.server import serve
+from filmroll.store import open_store
 model, store, weights = sys.argv[1:]
-serve(Path(model), store, Path(weights), name="tiny", max_model_len=2048, threads=1,
+serve(Path(model), open_store(store), Path(weights), name="tiny", max_model_len=2048, threads=1,
       on_ready=lambda url: print(url, flush=True))
 print("ended", flush=True)
 """

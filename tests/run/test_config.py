@@ -6,11 +6,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from filmroll.errors import ConfigError
+from filmroll.errors import ConfigError, ImageLimitError
 from filmroll.run.config import Config, help_text, load_config
 from filmroll.run.directory import RunDirectory, newest_run, resolve
-from filmroll.store import Manifest, open_store
+from filmroll.store import HttpSources, Limits, Manifest
 
 FILE = """
 seed = 3
@@ -140,7 +141,7 @@ def test_runs_that_are_named_alike_have_manifests_of_their_own(tmp_path, name):
     names = [run.manifest_name() for run in runs]
     assert len(set(names)) == 2
     for run, manifest in zip(runs, names, strict=True):
-        assert Manifest(open_store(run.store_url(run.config())), manifest).labels() == []
+        assert Manifest(run.open_store(run.config()), manifest).labels() == []
         run.mend()
         assert run.manifest_name() == manifest
 
@@ -158,7 +159,7 @@ def test_a_run_without_a_manifest_gets_one_when_it_is_resumed(tmp_path):
 def test_a_run_knows_its_images_wherever_they_are(tmp_path, store):
     run = RunDirectory.create(config_for(tmp_path, multimodal={"store": store}))
     assert run.images(run.config()) == set()
-    place = open_store(run.store_url(run.config()))
+    place = run.open_store(run.config())
     refs = [place.put(np.full((4, 4, 3), level, np.uint8)) for level in (0, 1)]
     Manifest(place, run.manifest_name()).keep("step", refs)
     assert run.images(run.config()) == {ref.sha256 for ref in refs}
@@ -215,3 +216,31 @@ def test_a_torn_line_is_cut_before_more_is_written(tmp_path):
     assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 3}\n'
     run.mend()
     assert run.metrics_file.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_the_store_of_a_run_is_opened_as_configured(tmp_path: Path) -> None:
+    chosen = {
+        "max_side": 8,
+        "cache": str(tmp_path / "${RUN_ID}-cache"),
+        "cache_mb": 2,
+        "fetch": "http",
+        "fetch_seconds": 3,
+    }
+    run = RunDirectory.create(config_for(tmp_path, multimodal=chosen))
+    store = run.open_store(run.config())
+    with pytest.raises(ImageLimitError):
+        store.put(Image.new("RGB", (9, 8)))
+    ref = store.put(Image.new("RGB", (8, 8)))
+    store.read(ref)
+    assert store.cache is not None
+    assert store.cache.folder == tmp_path / f"{run.path.name}-cache"
+    assert store.cache.max_bytes == 2 << 20
+    assert store.http == HttpSources(3, schemes=("https", "http"))
+
+
+def test_a_run_fetches_and_caches_nothing_by_itself(tmp_path: Path) -> None:
+    run = RunDirectory.create(config_for(tmp_path))
+    store = run.open_store(run.config())
+    assert store.http is None
+    assert store.cache is None
+    assert store.limits == Limits()

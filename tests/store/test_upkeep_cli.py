@@ -63,7 +63,7 @@ def new_run(folder: Path, store: str = "") -> RunDirectory:
 
 
 def store_of(run: RunDirectory) -> Store:
-    return open_store(run.store_url(run.config()))
+    return run.open_store(run.config())
 
 
 def play(run: RunDirectory, *seeds: int) -> list[ImageRef]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from filmroll.engine.embedded import EmbeddedEngine
+    from filmroll.store.store import Store
 
 KEEP_ALIVE_S = 120
 """Longer than a training step: a client that comes back finds its connections open."""
@@ -110,7 +111,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
 
 def serve(
     model_dir: Path,
-    store_url: str,
+    store: Store,
     weights_dir: Path,
     *,
     host: str = "127.0.0.1",
@@ -128,13 +129,12 @@ def serve(
     from filmroll.engine.embedded import EmbeddedEngine
     from filmroll.families import load_family
     from filmroll.materialize.materializer import CACHE_BYTES, Materializer
-    from filmroll.store import open_store
 
     with socket.create_server((host, port)) as listener:
         url = f"http://{_authority(listener)}"
         family = load_family(model_dir)
         kept = CACHE_BYTES if cache_bytes is None else cache_bytes
-        materializer = Materializer(open_store(store_url), family, cache_bytes=kept)
+        materializer = Materializer(store, family, cache_bytes=kept)
         with EmbeddedEngine(model_dir, family, materializer, weights_dir=weights_dir, name=name, **limits) as engine:
             run_app(build_app(engine), listener, lambda: on_ready(url))
 

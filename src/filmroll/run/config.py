@@ -18,6 +18,8 @@ from pydantic_settings import (
 
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
+from filmroll.store import HttpSources, Limits
+from filmroll.store.cache import CACHE_BYTES
 from filmroll.train.step import TrainerConfig
 
 TINY = "tiny:qwen3_vl"
@@ -48,6 +50,22 @@ class MultimodalConfig(Section):
 
     store: str = ""
     """Where images are kept, a folder or a bucket's URL; empty means assets/images in the run's folder."""
+    cache: str = ""
+    """A folder on a local disk where images that were read from `store` are kept; empty means none is."""
+    cache_mb: int = Field(default=CACHE_BYTES >> 20, ge=1)
+    """How much of the disk the cache takes, in MiB."""
+    max_bytes: int = Field(default=Limits().max_bytes, ge=1)
+    """Largest file that is taken as an image."""
+    max_pixels: int = Field(default=Limits().max_pixels, ge=1)
+    """Most pixels of an image."""
+    max_side: int = Field(default=Limits().max_side, ge=1)
+    """Longest side of an image, in pixels."""
+    fetch: Literal["never", "https", "http"] = "never"
+    """From which URLs images are fetched: none, https alone, or http as well."""
+    fetch_seconds: float = Field(default=HttpSources().max_seconds, gt=0, allow_inf_nan=False)
+    """Longest time for fetching one, redirects included."""
+    fetch_private: bool = False
+    """Fetch from addresses that are not public, too, such as those of this network."""
 
 
 class WarmupConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any
 from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
-from filmroll.store import open_store
+from filmroll.store import HttpSources, Limits, Store, open_store
 from filmroll.store.keys import named_object
 
 
@@ -83,6 +83,20 @@ class RunDirectory:
         """Where this run's images are; every process asks here."""
         return config.multimodal.store or str(self.path / "assets" / "images")
 
+    def open_store(self, config: Config) -> Store:
+        """That store, with the limits, the cache and the sources that the run is configured with."""
+        chosen = config.multimodal
+        schemes = {"never": (), "https": ("https",), "http": ("https", "http")}[chosen.fetch]
+        return open_store(
+            self.store_url(config),
+            Limits(chosen.max_bytes, chosen.max_pixels, chosen.max_side),
+            http=HttpSources(chosen.fetch_seconds, private_addresses=chosen.fetch_private, schemes=schemes)
+            if schemes
+            else None,
+            cache=chosen.cache or None,
+            cache_bytes=chosen.cache_mb << 20,
+        )
+
     def manifest_name(self) -> str:
         """What the run's store calls the manifest of the images that this run refers to."""
         try:
@@ -95,7 +109,7 @@ class RunDirectory:
 
     def images(self, config: Config) -> set[str]:
         """The digests of the images that the run's store holds by now."""
-        names = (named_object(item.key) for item in open_store(self.store_url(config)).shelf.items())
+        names = (named_object(item.key) for item in self.open_store(config).shelf.items())
         return {name.partition(".")[0] for name in names if name is not None}
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -127,10 +141,14 @@ def newest_run(path: str) -> Path | None:
 
 def _resolved(config: Config, path: Path) -> Config:
     """The configuration without anything that would mean another place from another folder."""
-    store = config.multimodal.store
+    chosen = config.multimodal
+    places = {
+        "store": _place(chosen.store, run_id=path.name) if chosen.store else "",
+        "cache": str(resolve(chosen.cache, run_id=path.name)) if chosen.cache else "",
+    }
     sections = {
         "run": config.run.model_copy(update={"directory": str(path)}),
-        "multimodal": config.multimodal.model_copy(update={"store": _place(store, run_id=path.name) if store else ""}),
+        "multimodal": chosen.model_copy(update=places),
         "model": config.model if _named(config.model) else str(resolve(config.model, run_id=path.name)),
     }
     return config.model_copy(update=sections)

@@ -25,7 +25,7 @@ from filmroll.run.directory import RunDirectory
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
-from filmroll.store import Manifest, open_store
+from filmroll.store import Manifest
 from filmroll.train.packing import pack_samples
 from filmroll.train.samples import group_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
@@ -100,7 +100,7 @@ class Orchestrator:
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
-        self._manifest = Manifest(open_store(run.store_url(config)), run.manifest_name())
+        self._manifest = Manifest(run.open_store(config), run.manifest_name())
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,

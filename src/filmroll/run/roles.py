@@ -17,7 +17,6 @@ from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.launch import announce, end_with_starter
-from filmroll.store import open_store
 from filmroll.wire.channel import Listener
 
 MiB = 1 << 20
@@ -41,7 +40,7 @@ def run_engine(run: RunDirectory, name: str) -> None:
     end_with_starter()
     serve(
         model_dir(run, config),
-        run.store_url(config),
+        run.open_store(config),
         run.weights,
         name=model_name(config),
         on_ready=lambda url: announce(run, name, url),
@@ -62,8 +61,7 @@ def run_worker(run: RunDirectory, name: str) -> None:
 
 
 async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
-    store = open_store(run.store_url(config))
-    renderer = load_renderer(model_dir(run, config), store)
+    renderer = load_renderer(model_dir(run, config), run.open_store(config))
     environment = make_environment(config.environment)
     worker: Worker | None = None
 
@@ -99,7 +97,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
     from filmroll.train.service import TrainerService
 
     family = load_family(model_dir(run, config))
-    materializer = Materializer(open_store(run.store_url(config)), family, cache_bytes=config.trainer.cache_mb * MiB)
+    materializer = Materializer(run.open_store(config), family, cache_bytes=config.trainer.cache_mb * MiB)
     service = TrainerService(
         model_dir(run, config),
         materializer,
