@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import diskcache
@@ -27,11 +28,15 @@ from PIL import Image
 from filmroll.image import ImageRef
 from filmroll.store import Store, open_store
 from filmroll.store.ingest import canonical as ingest
-from filmroll.store.ingest.canonical import canonical
+from filmroll.store.ingest.canonical import Canonical, canonical
 from filmroll.store.recent import Recent
+from filmroll.store.together import THREADS, together
 
 SIZES = {"10 KB": (108, 200), "400 KB": (780, 80), "4 MB": (2500, 20)}
 """Side of a picture in pixels, and how many of them."""
+
+ROUNDS = 5
+"""How often many are written at once, so many that a median means something."""
 
 READS = 5
 """How often each object is read, once all are written."""
@@ -128,6 +133,14 @@ class Place:
         )
         self.kept.append((name, data, self.store.write(image)))
 
+    def ways_to_write(self) -> dict[str, Callable[[Canonical], object]]:
+        """Those that are compared for many at once."""
+        return {
+            "write, fsync, rename": lambda image: plain_write(self.plain, image.sha256, image.data),
+            "the same, fsync of the folder": lambda image: folder_synced_write(self.synced, image.sha256, image.data),
+            "filmroll write": self.store.write,
+        }
+
     def read(self, number: int) -> None:
         """One object, every way out, and in again where it is known."""
         name, data, ref = self.kept[number]
@@ -165,6 +178,29 @@ def measure(side: int, count: int) -> dict[str, float]:
     return {way: statistics.median(taken) for way, taken in place.times.items()}
 
 
+def at_once(side: int, count: int) -> dict[str, float]:
+    """Seconds an object of writing many of them, one after another and a few at a time."""
+    times: Times = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        for turn in range(ROUNDS):
+            images = [canonical(picture(side, seed)) for seed in range(turn * count, (turn + 1) * count)]
+            for way, write in place.ways_to_write().items():
+                for how, threads in (("", 1), (f", {THREADS} at a time", THREADS)):
+                    fresh = [replace(image, sha256=digest_for(way + how, image.sha256)) for image in images]
+                    started = time.perf_counter()
+                    for _ in together(write, fresh, threads):
+                        pass
+                    times.setdefault(way + how, []).append((time.perf_counter() - started) / count)
+        place.cache.close()
+    return {way: statistics.median(taken) for way, taken in times.items()}
+
+
+def digest_for(way: str, digest: str) -> str:
+    """The same bytes under another name for each way: none finds what another has written."""
+    return hashlib.sha256(f"{way} {digest}".encode()).hexdigest()
+
+
 def put_new(store: Store, data: bytes) -> ImageRef:
     """As in a process that has never seen the bytes."""
     seen, ingest._proved = ingest._proved, Recent(1)
@@ -184,6 +220,9 @@ def main() -> None:
         ["", *found],
         [[way, *(1000 * found[label][way] for label in found)] for way in ways],
     )
+
+    many = at_once(*SIZES["10 KB"])
+    show("10 KB, many: median milliseconds an object", ["", ""], [[way, 1000 * many[way]] for way in many])
 
     def over(one: str, two: str) -> dict[str, float]:
         return {label: medians[one] / medians[two] for label, medians in found.items()}
@@ -207,6 +246,9 @@ def main() -> None:
         {
             "write_over_plain": max(writes.values()),
             "write_over_plain_with_folder_synced": max(durable.values()),
+            "many_over_plain": many[f"filmroll write, {THREADS} at a time"] / many["write, fsync, rename"],
+            "many_over_plain_many": many[f"filmroll write, {THREADS} at a time"]
+            / many[f"the same, fsync of the folder, {THREADS} at a time"],
             "read_over_plain": max(reads.values()),
             "known_put_speedup": min(known.values()),
         },
