@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from filmroll.engine.resolve import Resolved
 from filmroll.engine.sampling import Choosers, sample
 from filmroll.families.base import Family
-from filmroll.materialize.feed import feeding, model_inputs, suppress
+from filmroll.materialize.feed import feeding, model_inputs, rope_positions, suppress
 from filmroll.materialize.sheet import Sheet
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
@@ -50,19 +50,8 @@ class Row:
 
 
 def prompt_positions(model: Any, family: Family, tokens: Sequence[int], images: Resolved) -> torch.Tensor:
-    """Rope positions [A, T] of one prompt, from the model's own rule.
-
-    They are passed to every forward: what a transformers model remembers of its last prefill
-    (`rope_deltas`) belongs to whichever batch came last. Decoding goes on at the highest position + 1.
-    """
-    rule = getattr(model.model, "get_rope_index", None)
-    grid = family.forward.grid
-    if rule is None or grid is None:
-        return torch.arange(len(tokens))[None]
-    outlines = [replace(picture, arrays={grid: picture.arrays[grid]}) for picture in images.pictures]
-    inputs = model_inputs(family, [tokens], Sheet.of(outlines), pad="left")
-    positions: torch.Tensor = rule(**inputs)[0][:, 0]
-    return positions
+    """Rope positions [A, T] of one prompt. Decoding goes on at the highest position + 1."""
+    return rope_positions(model, family, [tokens], Sheet.of(images.pictures))[:, 0]
 
 
 @dataclass(slots=True)

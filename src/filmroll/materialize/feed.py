@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +65,35 @@ def model_inputs(
     import torch
 
     inputs = {name: torch.from_numpy(array).to(device) for name, array in _padded(family, rows, pad).items()}
-    for name, array in _pictures(family, sheet).items():
-        if name not in family.forward.unused:
-            inputs[name] = torch.from_numpy(array).to(device)
-    return inputs
+    return inputs | picture_inputs(family, sheet, device=device)
+
+
+def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """The part of `model_inputs` that comes from pictures; {} for none."""
+    import torch
+
+    return {
+        name: torch.from_numpy(array).to(device)
+        for name, array in _pictures(family, sheet).items()
+        if name not in family.forward.unused
+    }
+
+
+def rope_positions(model: Any, family: Family, rows: Sequence[Sequence[int] | Any], sheet: Sheet) -> torch.Tensor:
+    """[A, B, T] by the model's own rule, on the CPU, for rows padded at their right; A is 3 with mrope, else 1.
+
+    They are passed to every forward: what a transformers model remembers of its last one
+    (`rope_deltas`) belongs to whichever batch came last.
+    """
+    import torch
+
+    rule = getattr(model.model, "get_rope_index", None)
+    grid = family.forward.grid
+    if rule is None or grid is None:
+        return torch.arange(max(len(row) for row in rows)).expand(1, len(rows), -1)
+    outlines = tuple(replace(picture, arrays={grid: picture.arrays[grid]}) for picture in sheet.distinct)
+    positions: torch.Tensor = rule(**model_inputs(family, rows, Sheet(outlines, sheet.places), pad="right"))[0]
+    return positions
 
 
 def _pictures(family: Family, sheet: Sheet) -> Arrays:
