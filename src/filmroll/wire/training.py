@@ -12,7 +12,7 @@ from filmroll.wire.arrays import Flags, Floats, Ints
 from filmroll.wire.descriptor import ImageDescriptor
 
 
-class PlacedImage(msgspec.Struct, frozen=True):
+class PlacedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image and where its placeholder tokens stand among a sample's expanded tokens."""
 
     descriptor: ImageDescriptor
@@ -23,14 +23,14 @@ class PlacedImage(msgspec.Struct, frozen=True):
         return self.descriptor.tokens
 
 
-class LossWeights(msgspec.Struct, frozen=True):
+class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How strongly a sample counts in each loss stream."""
 
     rl: float = 0.0
     cross_entropy: float = 0.0
 
 
-class TrainingSample(msgspec.Struct, frozen=True):
+class TrainingSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One branch of a trajectory, T expanded tokens long. Every array has length T.
 
     `trained` is 1 where the token was sampled and counts in the loss; `logprobs` is what the engine
@@ -53,7 +53,7 @@ class TrainingSample(msgspec.Struct, frozen=True):
         return len(self.token_ids)
 
 
-class MicroBatch(msgspec.Struct, frozen=True):
+class MicroBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Samples that go through the model together."""
 
     samples: list[TrainingSample]
