@@ -39,7 +39,7 @@ class TrainerConfig(BaseModel):
     """Where the model is trained, as torch names it."""
 
 
-class TrainStep(msgspec.Struct, frozen=True):
+class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One optimizer step over all these micro-batches."""
 
     learning_rate: float

@@ -29,7 +29,7 @@ Payload = Annotated[dict[Name, Annotated[list[Grid], msgspec.Meta(max_length=1)]
 """What a family computes for an image beside its token count: grids, by the processor's names."""
 
 
-class ImageDescriptor(msgspec.Struct, frozen=True):
+class ImageDescriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """ImageRef + family + fingerprint + payload: all that a reader needs to build the pixels."""
 
     image: ImageRef
