@@ -34,6 +34,10 @@
     ├── TrainingError               500  a sample or step that cannot be trained
     │   ├── SampleTooLongError      400
     │   └── WeightsError            400  weights that do not fit the model
+    ├── TransportError              500  a stream of messages from one process to another
+    │   ├── MessageError            400  a message that breaks its contract
+    │   │   └── MessageVersionError 400  a message of another version of the format
+    │   └── StreamTakenError        409  another process is at that end of the stream
     └── RunError                    500  a run's folder or its processes
         └── PeerError               502  an error inside another process of the run
 
@@ -253,6 +257,22 @@ class SampleTooLongError(TrainingError):
 
 class WeightsError(TrainingError):
     code, status = "weights", 400
+
+
+class TransportError(FilmrollError):
+    code = "transport"
+
+
+class MessageError(TransportError):
+    code, status = "message", 400
+
+
+class MessageVersionError(MessageError):
+    code = "message_version"
+
+
+class StreamTakenError(TransportError):
+    code, status = "stream_taken", 409
 
 
 class RunError(FilmrollError):

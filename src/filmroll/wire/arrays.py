@@ -1,4 +1,4 @@
-"""Flat numpy arrays inside msgpack, as typed extensions: no pickle, no shape to forge."""
+"""Numpy arrays inside msgpack, as typed extensions: no pickle, no object, read without a copy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def encode_array(value: Any) -> msgspec.msgpack.Ext:
-    """For `enc_hook`: int32, float32 and uint8 arrays of one dimension."""
+    """For `enc_hook`: int32, float32 and uint8 arrays of one dimension; msgspec reads their memory itself."""
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype in _CODES:
-        return msgspec.msgpack.Ext(_CODES[value.dtype], value.tobytes())
-    raise TypeError(f"{type(value).__name__} does not travel between filmroll's processes")
+        return msgspec.msgpack.Ext(_CODES[value.dtype], np.ascontiguousarray(value).view(np.uint8).data)
+    raise TypeError(f"{_name(value)} does not travel between filmroll's processes")
 
 
 def decode_array(code: int, data: memoryview) -> Any:
@@ -28,7 +28,7 @@ def decode_array(code: int, data: memoryview) -> Any:
     dtype = _DTYPES.get(code)
     if dtype is None or len(data) % dtype.itemsize:
         raise ValueError(f"extension {code} of {len(data)} bytes is no array")
-    return np.frombuffer(data, dtype)
+    return np.frombuffer(memoryview(data).toreadonly(), dtype)
 
 
 def check_array(kind: Any, value: Any) -> Any:
@@ -36,6 +36,12 @@ def check_array(kind: Any, value: Any) -> Any:
     if get_origin(kind) is not np.ndarray:
         raise NotImplementedError(f"{kind} does not travel between filmroll's processes")
     (wanted,) = get_args(get_args(kind)[1])
-    if not isinstance(value, np.ndarray) or value.dtype != wanted:
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype != wanted:
         raise ValueError(f"expected a flat array of {np.dtype(wanted)}")
     return value
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} with {value.ndim} dimensions"
+    return type(value).__name__
