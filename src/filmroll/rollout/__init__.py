@@ -4,7 +4,7 @@ The writers' wing: what leaves here are tokens and descriptors.
 """
 
 from filmroll.rollout.client import Completion, EngineClient
-from filmroll.rollout.environment import Environment, Episode, Score
+from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite, Score
 from filmroll.rollout.trajectory import Node, Trajectory
 
-__all__ = ["Completion", "EngineClient", "Environment", "Episode", "Node", "Score", "Trajectory"]
+__all__ = ["Completion", "EngineClient", "Environment", "Episode", "Node", "Retry", "Rewrite", "Score", "Trajectory"]

@@ -19,19 +19,59 @@ class Score:
     answer: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A reply that is the whole conversation from now on: history shortened, rewritten, or another agent's.
+
+    It becomes a branch of its own, which shares what it has in common with all that was said before.
+    `reward` is what the branch left behind was worth, where that is not the reward of the whole rollout.
+    """
+
+    messages: Sequence[Message]
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A reply that drops the last answer and asks for another: a branch beside it.
+
+    `reward` is what the dropped answer was worth, where that is not the reward of the whole rollout.
+    """
+
+    reward: float | None = None
+
+
+Reply = Sequence[Message] | Rewrite | Retry
+
+
 class Episode(ABC):
     """One conversation with the environment, from the first message to the score.
 
     The seed that made it decides everything it shows, so the rollouts of a group see the same.
     """
 
+    conversation: Sequence[Message] = ()
+    """The messages that the next answer is to, every image as its ImageRef. The worker keeps it; a Rewrite that is
+    made from it puts no image again."""
+
+    tries: int = 1
+    """How many answers the next prompt gets. `rate` compares them, and the conversation goes on with the best."""
+
     @abstractmethod
     async def begin(self) -> Sequence[Message]:
         """The first messages. Images are whatever a store takes: PIL, bytes, arrays, data: URIs, paths."""
 
     @abstractmethod
-    async def reply(self, answer: str) -> Sequence[Message]:
+    async def reply(self, answer: str) -> Reply:
         """The messages after the model's answer; none ends the episode."""
+
+    async def rate(self, answers: Sequence[str]) -> Sequence[float]:
+        """What each of several answers to one prompt is worth; asked only where `tries` is above 1.
+
+        The first of the best goes on and has the reward of the rollout; each other one ends its
+        branch, with its rating for reward.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not compare answers")
 
     @abstractmethod
     def score(self) -> Score:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-import anyio.to_thread
 import msgspec
 
-from filmroll.errors import RenderError
+from filmroll.errors import ConfigError, RenderError
 from filmroll.render import Rendered, Renderer
-from filmroll.render.messages import Message
 from filmroll.rollout.client import EngineClient
-from filmroll.rollout.environment import Environment, Episode
-from filmroll.rollout.trajectory import ROOT, Trajectory
+from filmroll.rollout.conversation import Conversation, Studio
+from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
+from filmroll.rollout.trajectory import Trajectory
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
 
 
 class RolloutTask(msgspec.Struct, frozen=True):
-    """One rollout to play: its name in the run, and the seed of its episode."""
+    """One rollout to play: its name in the run, and the seed of its episode.
+
+    `max_turns` bounds how often the model is asked, retries included.
+    """
 
     name: str
     seed: int
@@ -49,84 +54,53 @@ class _Answer:
     receipt: Receipt = field(default_factory=Receipt)
 
 
-Answerer = Callable[[Rendered, Episode, int], Awaitable[_Answer]]
+Answerer = Callable[[Rendered, Episode, int], Awaitable[list[_Answer]]]
+"""All answers to one prompt: as many as the episode wants tries, in the turn of that number."""
 
 
 class Worker:
-    """Runs any number of rollouts at once on one event loop; image writes go to threads."""
+    """Runs any number of rollouts at once on one event loop; images and rendering go to threads."""
 
     def __init__(self, environment: Environment, renderer: Renderer, client: EngineClient) -> None:
         self.environment = environment
         self.renderer = renderer
         self.client = client
+        self._studio = Studio(renderer)
 
     async def rollout(self, task: RolloutTask) -> Played:
         """Play one episode to its end, turn by turn, each turn extending the one before."""
         sampling = msgspec.structs.replace(task.sampling, stop_token_ids=self.renderer.stop_token_ids)
 
-        async def sampled(prompt: Rendered, _episode: Episode, turn: int) -> _Answer:
-            done = await self.client.generate(prompt, sampling, request_id=f"{task.name}/turn_{turn}")
+        async def sampled(prompt: Rendered, request_id: str) -> _Answer:
+            done = await self.client.generate(prompt, sampling, request_id=request_id)
             return _Answer(
                 done.token_ids, done.logprobs, done.version, done.finish_reason, done.request_bytes, done.receipt
             )
 
-        return await self._play(task, sampled)
+        async def tried(prompt: Rendered, episode: Episode, turn: int) -> list[_Answer]:
+            name = f"{task.name}/turn_{turn}"
+            if episode.tries == 1:
+                return [await sampled(prompt, name)]
+            tries = range(episode.tries)
+            return await asyncio.gather(*(sampled(prompt, f"{name}/try_{number}") for number in tries))
+
+        return await self._play(task, tried)
 
     async def demonstrate(self, task: RolloutTask) -> Played:
-        """The same episode with a teacher's answers, as a trajectory to learn from."""
+        """The same episode with a teacher's answers, one to a prompt, as a trajectory to learn from."""
 
-        async def taught(_prompt: Rendered, episode: Episode, _turn: int) -> _Answer:
-            tokens = self._answer_tokens(episode.demonstration())
-            return _Answer(tokens, [0.0] * len(tokens), -1, "demonstration")
+        async def taught(_prompt: Rendered, episode: Episode, _turn: int) -> list[_Answer]:
+            tokens = await self._studio.render(self._answer_tokens, episode.demonstration())
+            return [_Answer(tokens, [0.0] * len(tokens), -1, "demonstration")]
 
         return await self._play(task, taught)
 
     async def _play(self, task: RolloutTask, answerer: Answerer) -> Played:
-        trajectory = Trajectory(task.name, self.renderer.family.placeholders.pad)
-        request_bytes = requests = images_sent = 0
-        receipt = Receipt()
         episode = self.environment.episode(task.seed)
         try:
-            prompt = await self._opening(episode)
-            node = trajectory.add_prompt(ROOT, prompt.logical, prompt.images)
-            for turn in range(task.max_turns):
-                said = await answerer(prompt, episode, turn)
-                request_bytes, requests = request_bytes + said.request_bytes, requests + 1
-                images_sent, receipt = images_sent + len(prompt.images), receipt + said.receipt
-                node = trajectory.add_sampled(
-                    node,
-                    said.token_ids,
-                    said.logprobs,
-                    temperature=task.sampling.temperature,
-                    version=said.version,
-                    finish_reason=said.finish_reason,
-                )
-                messages = await episode.reply(self.renderer.parse(said.token_ids))
-                if not messages:
-                    break
-                prompt, node = await self._extend(trajectory, node, prompt, said.token_ids, messages)
-            _score(trajectory, episode)
+            return await _Play(self._studio, task, episode).to_the_end(answerer)
         finally:
             await episode.close()
-        return Played(trajectory, request_bytes, requests, images_sent, receipt)
-
-    async def _opening(self, episode: Episode) -> Rendered:
-        messages = await anyio.to_thread.run_sync(self.renderer.ingest, await episode.begin())
-        return self.renderer.render(messages)
-
-    async def _extend(
-        self,
-        trajectory: Trajectory,
-        node: int,
-        prompt: Rendered,
-        completion: Sequence[int],
-        messages: Sequence[Message],
-    ) -> tuple[Rendered, int]:
-        """The next prompt, and the node of what it adds."""
-        stored = await anyio.to_thread.run_sync(self.renderer.ingest, messages)
-        longer = self.renderer.bridge(prompt, completion, stored)
-        new_tokens = longer.logical[len(prompt.logical) + len(completion) :]
-        return longer, trajectory.add_prompt(node, new_tokens, longer.images[len(prompt.images) :])
 
     def _answer_tokens(self, answer: str) -> list[int]:
         """The answer's tokens as a model would sample them, its stop token included."""
@@ -139,9 +113,81 @@ class Worker:
         return tokens
 
 
-def _score(trajectory: Trajectory, episode: Episode) -> None:
-    score = episode.score()
-    trajectory.reward = score.reward
-    trajectory.metrics = score.metrics
-    trajectory.expected = score.expected
-    trajectory.answer = score.answer
+class _Play:
+    """One rollout while it is played, and what its requests weighed so far."""
+
+    def __init__(self, studio: Studio, task: RolloutTask, episode: Episode) -> None:
+        self._task = task
+        self._episode = episode
+        self._renderer = studio.renderer
+        self._trajectory = Trajectory(task.name, studio.renderer.family.placeholders.pad)
+        self._conversation = Conversation(studio, self._trajectory)
+        self._request_bytes = self._requests = self._images_sent = 0
+        self._receipt = Receipt()
+
+    async def to_the_end(self, answerer: Answerer) -> Played:
+        conversation = self._conversation
+        await conversation.begin(await self._episode.begin())
+        for turn in range(self._task.max_turns):
+            self._episode.conversation = conversation.messages
+            answers = await answerer(conversation.prompt, self._episode, turn)
+            answered, said = await self._best([self._add(answer) for answer in answers])
+            reply = await self._episode.reply(said)
+            last = turn + 1 == self._task.max_turns
+            if isinstance(reply, Retry | Rewrite):
+                self._trajectory.score(answered, _finite(reply.reward))
+                if isinstance(reply, Rewrite) and not last:
+                    await conversation.begin(reply.messages)
+            elif not reply:
+                break
+            elif not last:
+                await conversation.extend(answered, said, reply)
+        self._score()
+        return Played(self._trajectory, self._request_bytes, self._requests, self._images_sent, self._receipt)
+
+    def _add(self, answer: _Answer) -> int:
+        self._request_bytes += answer.request_bytes
+        self._requests += 1
+        self._images_sent += len(self._conversation.prompt.images)
+        self._receipt += answer.receipt
+        return self._trajectory.add_sampled(
+            self._conversation.node,
+            answer.token_ids,
+            answer.logprobs,
+            temperature=self._task.sampling.temperature,
+            version=answer.version,
+            finish_reason=answer.finish_reason,
+        )
+
+    async def _best(self, answered: Sequence[int]) -> tuple[int, str]:
+        """The answer that the conversation goes on with: its node and its text."""
+        texts = [self._renderer.parse(self._trajectory.nodes[node].token_ids.tolist()) for node in answered]
+        if len(answered) == 1:
+            return answered[0], texts[0]
+        ratings = list(await self._episode.rate(texts))
+        if len(ratings) != len(texts):
+            raise ConfigError(
+                f"{type(self._episode).__name__}.rate gave {len(ratings)} ratings for {len(texts)} answers",
+                remedy="It must rate each answer, in order",
+            )
+        best = max(range(len(ratings)), key=ratings.__getitem__)
+        for place, (node, rating) in enumerate(zip(answered, ratings, strict=True)):
+            if place != best:
+                self._trajectory.score(node, _finite(rating))
+        return answered[best], texts[best]
+
+    def _score(self) -> None:
+        score = self._episode.score()
+        self._trajectory.reward = _finite(score.reward)
+        self._trajectory.metrics = score.metrics
+        self._trajectory.expected = score.expected
+        self._trajectory.answer = score.answer
+
+
+Reward = TypeVar("Reward", float, float | None)
+
+
+def _finite(reward: Reward) -> Reward:
+    if reward is not None and not math.isfinite(reward):
+        raise ConfigError(f"the environment gave the reward {reward}", remedy="A reward must be a finite number")
+    return reward

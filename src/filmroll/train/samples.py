@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,17 +12,29 @@ from filmroll.rollout.trajectory import Node, Trajectory
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 
 
-def samples(trajectory: Trajectory, family: Family, *, advantage: float, weights: LossWeights) -> list[TrainingSample]:
-    """One sample for each branch; where branches share sampled tokens, the first of them trains those."""
-    trained: set[int] = set()
+def samples(
+    trajectory: Trajectory,
+    family: Family,
+    *,
+    advantage: float,
+    weights: LossWeights,
+    scored: Mapping[int, float] | None = None,
+) -> list[TrainingSample]:
+    """One sample for each branch that has something to train, up to its last token that is trained.
+
+    `scored` holds the advantages of branches with a reward of their own, by leaf. Such a branch
+    trains what it shares with nobody; tokens that branches share are trained in the first branch
+    that has the rollout's reward, or in the first at all.
+    """
+    owners = _owners(trajectory)
     made = []
     for number, leaf in enumerate(trajectory.leaves()):
-        indices = list(trajectory.branch_indices(leaf))[::-1]
-        fresh = {index for index in indices if trajectory.nodes[index].sampled} - trained
-        if fresh:
-            path = [(trajectory.nodes[index], index in fresh) for index in indices]
-            made.append(_sample(trajectory, family, f"{trajectory.name}/branch_{number}", path, advantage, weights))
-        trained |= fresh
+        path = [(trajectory.nodes[index], owners.get(index) == leaf) for index in trajectory.path(leaf)]
+        while path and not path[-1][1]:
+            path.pop()
+        if path:
+            own = (scored or {}).get(leaf, advantage)
+            made.append(_sample(trajectory, family, f"{trajectory.name}/branch_{number}", path, own, weights))
     return made
 
 
@@ -33,6 +45,38 @@ def group_advantages(rewards: Sequence[float], *, normalize: bool = True) -> lis
     if np.ptp(values) == 0 or spread == 0:
         return [0.0] * len(values)
     return list(((values - values.mean()) / (spread if normalize else 1.0)).tolist())
+
+
+def branch_advantages(group: Sequence[Trajectory], *, normalize: bool = True) -> list[tuple[float, dict[int, float]]]:
+    """The same for rollouts whose branches may have rewards of their own: `advantage` and `scored` for `samples`.
+
+    Every outcome counts once in the group: each rollout's reward, and each reward of a branch.
+    """
+    outcomes = [(one.reward, _scored(one)) for one in group]
+    advantages = iter(
+        group_advantages(
+            [value for reward, scored in outcomes for value in (reward, *scored.values())], normalize=normalize
+        )
+    )
+    return [(next(advantages), {leaf: next(advantages) for leaf in scored}) for _, scored in outcomes]
+
+
+def _scored(trajectory: Trajectory) -> dict[int, float]:
+    """The branches with a reward of their own, by leaf."""
+    rewards = {leaf: trajectory.nodes[leaf].reward for leaf in trajectory.leaves()}
+    return {leaf: reward for leaf, reward in rewards.items() if reward is not None}
+
+
+def _owners(trajectory: Trajectory) -> dict[int, int]:
+    """The leaf of the one branch that trains each sampled node."""
+    owners: dict[int, int] = {}
+    for leaf in sorted(trajectory.leaves(), key=lambda leaf: trajectory.nodes[leaf].reward is not None):
+        for index in reversed(trajectory.path(leaf)):
+            if index in owners:
+                break
+            if trajectory.nodes[index].sampled:
+                owners[index] = leaf
+    return owners
 
 
 def _sample(
