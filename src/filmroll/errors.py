@@ -24,7 +24,8 @@
     │   └── PlacementError          400  placeholder tokens are not where and what they must be
     ├── RequestError                400  a generate request that breaks its contract
     ├── RenderError                 400  messages that cannot become tokens
-    │   ├── PlaceholderTextError    400  a message spells out a placeholder token
+    │   ├── PlaceholderTextError    400  a message spells out a token of images or of the chat's markup
+    │   ├── PromptTooLongError      400  a prompt of more tokens than are allowed
     │   └── PrefixError             400  a turn that would not extend the turn before it
     ├── EngineError                 502  the inference engine
     │   ├── EngineUnavailableError  503
@@ -221,6 +222,10 @@ class RenderError(FilmrollError):
 
 class PlaceholderTextError(RenderError):
     code = "placeholder_text"
+
+
+class PromptTooLongError(RenderError):
+    code = "prompt_too_long"
 
 
 class PrefixError(RenderError):
