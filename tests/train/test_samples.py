@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from filmroll.errors import TrainingError
 from filmroll.rollout.trajectory import ROOT, Trajectory
-from filmroll.train.samples import group_advantages, samples
+from filmroll.train.samples import branch_advantages, group_advantages, samples
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample, check_sample
 from tests.train.conftest import FAMILY, PAD, descriptor, sample
@@ -35,6 +35,40 @@ def test_branches_share_their_prefix_and_train_it_once(two_turns):
     assert first.token_ids.tolist()[:10] == second.token_ids.tolist()[:10]
     assert second.trained.tolist() == [0] * 10 + [1, 1]
     assert first.name != second.name
+
+
+def test_tokens_that_branches_share_count_with_the_rollouts_reward():
+    """The first branch was a try that was rated and dropped: it trains its own answer alone."""
+    tried = Trajectory("t", PAD, reward=1.0)
+    sampled = {"temperature": 1.0, "version": 0, "finish_reason": "stop"}
+    shared = tried.add_sampled(tried.add_prompt(ROOT, [1], []), [10], [-1], **sampled)
+    turn = tried.add_prompt(shared, [2], [])
+    dropped = tried.add_sampled(turn, [11], [-1], **sampled)
+    tried.add_sampled(turn, [12], [-1], **sampled)
+    tried.add_sampled(turn, [13], [-1], **sampled)
+    tried.score(dropped, 0.25)
+    made = samples(tried, FAMILY, advantage=0.5, weights=RL, scored={dropped: -0.5})
+    assert [(one.token_ids[one.trained == 1].tolist(), one.advantage) for one in made] == [
+        ([11], -0.5),
+        ([10, 12], 0.5),
+        ([13], 0.5),
+    ]
+
+
+def test_every_outcome_counts_once_in_its_group():
+    plain, tried = Trajectory("a", PAD, reward=1.0), Trajectory("b", PAD, reward=1.0)
+    leaf = tried.add_sampled(ROOT, [5], [-1], temperature=1.0, version=0, finish_reason="stop")
+    tried.add_sampled(ROOT, [6], [-1], temperature=1.0, version=0, finish_reason="stop")
+    tried.score(leaf, 0.0)
+    rest = group_advantages([1.0, 1.0, 0.0])
+    assert branch_advantages([plain, tried]) == [(rest[0], {}), (rest[1], {leaf: rest[2]})]
+
+
+def test_what_follows_the_last_token_that_is_trained_is_left_out(two_turns):
+    two_turns.add_prompt(3, [PAD, 4], [descriptor(3, 500)])
+    (made,) = samples(two_turns, FAMILY, advantage=1.0, weights=RL)
+    assert made.tokens == 11
+    assert len(made.images) == 2
 
 
 def test_a_trajectory_without_sampled_tokens_gives_no_sample():

@@ -179,7 +179,7 @@ class Trajectory(msgspec.Struct, dict=True):
         pending = [(ROOT, 0, 0)]
         while pending:
             parent, start, seen = pending.pop()
-            if start > longest or (start == longest and within):
+            if start > longest:
                 best, within, longest = parent, 0, start
             for child in self._children.get(parent, ()):
                 node = self.nodes[child]
