@@ -17,7 +17,7 @@ from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.store import open_store
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
-from filmroll.train.packing import pack_samples
+from filmroll.train.plan import plan
 from filmroll.train.samples import samples
 from filmroll.train.step import TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
@@ -58,8 +58,8 @@ def gaps(seeing, chosen):
     materializer, model = seeing
     found = []
     with torch.no_grad():
-        for batch in pack_samples(chosen, max_tokens=4096):
-            loaded = Loader(materializer).load(batch)
+        for batch in plan(chosen, materializer.family, TrainerConfig()).ranks[0]:
+            loaded = Loader(materializer, model).load(batch)
             found.append((forward(model, materializer.family, loaded).logprobs - loaded.logprobs).abs())
     return torch.cat(found)
 
@@ -102,7 +102,7 @@ def weights(trainer):
 
 
 def test_a_step_moves_towards_what_was_rewarded(trainer, played):
-    work = TrainStep(1e-3, 0, pack_samples(played[:8], max_tokens=2048))
+    work = TrainStep(1e-3, 0, [MicroBatch([played[:8]])])
     reports = [trainer.step(work) for _ in range(3)]
     assert reports[-1].ratio_mean > reports[0].ratio_mean
     assert reports[0].logprob_gap_max < 1e-4
@@ -117,7 +117,7 @@ def test_law_counted(trainer, played):
     real = tower.forward
     tower.forward = lambda hidden, grid_thw, **options: real(hidden[:-4], grid_thw, **options)
     with pytest.raises((ReceiptError, RuntimeError)):
-        trainer.step(TrainStep(1e-3, 0, [MicroBatch(played[:1])]))
+        trainer.step(TrainStep(1e-3, 0, [MicroBatch([played[:1]])]))
     tower.forward = real
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
@@ -146,25 +146,25 @@ def forged(sample, **changes):
 def test_a_sample_that_lies_stops_the_step_before_the_update(trainer, played, break_it):
     before = weights(trainer)
     with pytest.raises(FilmrollError):
-        trainer.step(TrainStep(1e-3, 0, [MicroBatch([break_it(played[0])]), MicroBatch(played[1:3])]))
+        trainer.step(TrainStep(1e-3, 0, [MicroBatch([[break_it(played[0])]]), MicroBatch([played[1:3]])]))
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
 def test_an_image_that_is_gone_stops_the_step_by_name(tiny_model, seeing, played, tmp_path: Path):
     gone = Materializer(open_store(tmp_path / "empty"), seeing[0].family)
     with pytest.raises(FilmrollError):
-        Loader(gone).load(MicroBatch(played[:1]))
+        Loader(gone, seeing[1]).load(MicroBatch([played[:1]]))
 
 
 def test_a_step_without_trained_tokens_is_refused(trainer, played):
     idle = msgspec.structs.replace(played[0], trained=played[0].trained * 0)
     with pytest.raises(TrainingError, match="no trained tokens"):
-        trainer.step(TrainStep(1e-3, 0, [MicroBatch([idle])]))
+        trainer.step(TrainStep(1e-3, 0, [MicroBatch([[idle]])]))
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights(trainer, played):
     before = weights(trainer)
     broken = msgspec.structs.replace(played[0], advantage=float("inf"))
     with pytest.raises(TrainingError, match="gradient norm"):
-        trainer.step(TrainStep(1e-3, 0, [MicroBatch([broken])]))
+        trainer.step(TrainStep(1e-3, 0, [MicroBatch([[broken]])]))
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())

@@ -1,32 +1,85 @@
-"""Packing: within the budget, everything once, nothing cut."""
+"""Packing: everything once and whole, within both limits, in no more micro-batches than the simplest way."""
 
+import random
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmroll.errors import SampleTooLongError
-from filmroll.train.packing import pack_samples
-from tests.train.conftest import sample
+from filmroll.train.bins import Costs, Limits
+from filmroll.train.packing import pack
+from filmroll.wire.training import PlacedImage
+from tests.train.conftest import FAMILY, sample
+from tests.train.drawn import distinct, image, showing, training_samples
+
+ROOMY = st.builds(Limits, tokens=st.integers(400, 2000), patches=st.integers(800, 4000), packs=st.booleans())
+"""Every sample that is drawn fits by itself."""
 
 
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 400))
-def test_every_sample_is_packed_once_and_whole(lengths, budget):
-    made = [sample(length, name=f"{number}") for number, length in enumerate(lengths)]
-    batches = pack_samples(made, max_tokens=budget)
-    packed = [one for batch in batches for one in batch.samples]
-    assert Counter(id(one) for one in packed) == Counter(id(one) for one in made)
-    for batch in batches:
-        assert len(batch.samples) * max(one.tokens for one in batch.samples) <= budget
+def packed(samples, limits):
+    return pack(samples, Costs(FAMILY), limits)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
-def test_bins_are_never_twice_what_is_needed(lengths):
-    batches = pack_samples([sample(length) for length in lengths], max_tokens=100)
-    assert len(batches) <= 2 * -(-sum(lengths) // 100) + 1
+def next_fit(samples, limits):
+    """The naive way: a row for each sample, and a new micro-batch as soon as the next does not fit."""
+    batches = []
+    for one in samples:
+        open_one = [*batches[-1], one] if batches else []
+        area = len(open_one) * max((each.tokens for each in open_one), default=0)
+        if open_one and area <= limits.tokens and distinct(open_one) <= limits.patches:
+            batches[-1] = open_one
+        else:
+            batches.append([one])
+    return batches
 
 
-def test_a_sample_beyond_the_budget_is_refused_by_name():
-    with pytest.raises(SampleTooLongError, match="s7 has 11 tokens, a micro-batch holds 10"):
-        pack_samples([sample(5), sample(11, name="s7")], max_tokens=10)
+@given(training_samples(), ROOMY)
+def test_law_whole(samples, limits):
+    """Every sample is packed once, as it is, with its images where they were."""
+    found = [one for batch in packed(samples, limits) for row in batch.rows for one in row]
+    assert Counter(map(id, found)) == Counter(map(id, samples))
+
+
+@given(training_samples(), ROOMY)
+def test_both_limits_are_kept(samples, limits):
+    for batch in packed(samples, limits):
+        longest = max(sum(one.tokens for one in row) for row in batch.rows)
+        assert batch.area == longest * len(batch.rows) <= limits.tokens
+        assert Costs(FAMILY).encoded(batch) == distinct(batch.samples) <= limits.patches
+        assert longest == max(one.tokens for one in batch.samples), "no row is longer than attention needs"
+        assert limits.packs or all(len(row) == 1 for row in batch.rows)
+
+
+@given(training_samples(), ROOMY)
+def test_never_more_micro_batches_than_next_fit(samples, limits):
+    assert len(packed(samples, limits)) <= len(next_fit(samples, limits))
+
+
+@given(training_samples(), ROOMY)
+def test_the_same_samples_give_the_same_micro_batches(samples, limits):
+    copies = [msgspec.structs.replace(one) for one in samples]
+    assert names(packed(copies, limits)) == names(packed(samples, limits))
+
+
+def names(batches):
+    return [[[one.name for one in row] for row in batch.rows] for batch in batches]
+
+
+def test_shorter_samples_fill_the_room_behind_others():
+    samples = [sample(length, name=str(length)) for length in (100, 60, 50, 40, 30, 20)]
+    (batch,) = packed(samples, Limits(300, 1, packs=True))
+    assert [[one.tokens for one in row] for row in batch.rows] == [[100], [60, 40], [50, 30, 20]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rollouts_of_a_group_meet_their_images_again(seed):
+    """Eight groups of eight whose completions differ: at most one group is divided at each micro-batch's edge."""
+    lengths = random.Random(seed)
+    pictures = [PlacedImage(image(group, 112), 1) for group in range(8)]
+    samples = [showing(lengths.randint(100, 120), picture) for _ in range(8) for picture in pictures]
+    batches = packed(samples, Limits(2400, 10**6, packs=True))
+    encoded = sum(distinct(batch.samples) for batch in batches)
+    assert len(batches) <= 4
+    assert encoded <= (8 + len(batches) - 1) * 64

@@ -74,6 +74,8 @@ class ForwardPolicy:
     """
     unused: tuple[str, ...] = ()
     """Arrays of the image processor that the forward does not take."""
+    packs: bool = False
+    """Whether samples in one row stay apart where positions begin anew; else the trainer gives each its own row."""
 
 
 class Family(ABC):

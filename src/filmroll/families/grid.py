@@ -44,12 +44,14 @@ class GridFamily(Family):
     line: ClassVar[str]
     """What people call these models."""
 
-    def __init__(self, settings: GridSettings, *, placeholders: Placeholders, renderer: str | None = None) -> None:
+    def __init__(
+        self, settings: GridSettings, *, placeholders: Placeholders, renderer: str | None = None, packs: bool = True
+    ) -> None:
         self.settings = settings
         self.placeholders = placeholders
         self.renderer = renderer
         # Every such model takes its positions from mm_token_type_ids; some fail without, some go on wrongly.
-        self.forward = ForwardPolicy(marks="mm_token_type_ids", grid="image_grid_thw")
+        self.forward = ForwardPolicy(marks="mm_token_type_ids", grid="image_grid_thw", packs=packs)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in FINGERPRINTED})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.patch_size, settings.patch_size), settings.merge_size, settings.temporal_patch_size)

@@ -70,7 +70,7 @@ class KimiK25(Family):
         self.settings = settings
         self.placeholders = placeholders
         self.renderer = "kimi-k2.5"
-        self.forward = ForwardPolicy(grid="image_grid_thw")
+        self.forward = ForwardPolicy(grid="image_grid_thw", packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.patch_size, settings.patch_size))

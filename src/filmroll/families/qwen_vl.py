@@ -29,6 +29,8 @@ TOKEN_DEFAULTS = {
     "qwen3_5_moe": _QWEN3_5_IDS,
 }
 """Each model type's ids where its config.json leaves them out; Qwen3.6 and 3.8 have Qwen3.5's model types."""
+RECURRENT = ("qwen3_5", "qwen3_5_moe")
+"""Their linear attention carries what it has read from one sample of a row to the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,12 @@ class QwenVL(GridFamily):
         settings = _settings(checkpoint.processor)
         check_tower(settings, checkpoint.config)
         placeholders = read_placeholders(checkpoint.config, TOKENS, TEXTS, TOKEN_DEFAULTS[checkpoint.model_type])
-        return cls(settings, placeholders=placeholders, renderer=_renderer(checkpoint))
+        return cls(
+            settings,
+            placeholders=placeholders,
+            renderer=_renderer(checkpoint),
+            packs=checkpoint.model_type not in RECURRENT,
+        )
 
     def _fit(self, width: int, height: int) -> tuple[int, int]:
         self._check_ratio(width, height)

@@ -26,11 +26,11 @@ from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
 from filmroll.store import Manifest
-from filmroll.train.packing import pack_samples
+from filmroll.train.plan import plan
 from filmroll.train.samples import group_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
 from filmroll.wire.generate import SamplingParams
-from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
+from filmroll.wire.training import LossWeights, TrainingSample
 
 T = TypeVar("T")
 
@@ -198,8 +198,10 @@ class Orchestrator:
         await to_thread.run_sync(self._manifest.keep, f"{phase}_{step:06d}", images)
 
     async def _train_step(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
-        batches: list[MicroBatch] = pack_samples(made, max_tokens=self._config.trainer.max_tokens)
-        return await self._hands.step(TrainStep(learning_rate, version, batches))
+        planned = plan(made, self._family, self._config.trainer)
+        if planned.cut or planned.dropped:
+            self._run.event("samples_overlong", version=version, cut=planned.cut, dropped=planned.dropped)
+        return await self._hands.step(TrainStep(learning_rate, version, planned.ranks[0]))
 
     async def _save(self, progress: Progress) -> None:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps

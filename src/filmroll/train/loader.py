@@ -1,18 +1,20 @@
 """From a micro-batch of references to tensors: the trainer's side of materializing.
 
-B = rows, T = tokens of the longest row, N = trained tokens of all rows.
+N = trained tokens of all rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filmroll.materialize.feed import model_inputs
+from filmroll.errors import TrainingError
 from filmroll.materialize.materializer import Materializer, check_placements
 from filmroll.materialize.sheet import Sheet
+from filmroll.train.rows import row_inputs, starts
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Model inputs of B rows, and for each of the N trained tokens where it stands and what it is worth."""
+    """Model inputs of packed rows, and for each of the N trained tokens where it stands and what it is worth."""
 
     inputs: dict[str, torch.Tensor]
     sheet: Sheet
@@ -41,9 +43,9 @@ class Batch:
 class Loader:
     """Checks samples, materializes their images, and lays rows and targets out as tensors."""
 
-    def __init__(self, materializer: Materializer, *, device: str = "cpu") -> None:
+    def __init__(self, materializer: Materializer, model: Any) -> None:
         self._materializer = materializer
-        self._device = device
+        self._model = model
 
     def load(self, micro_batch: MicroBatch) -> Batch:
         """The micro-batch ready for a forward; an image that cannot be verified is an error, never a gap."""
@@ -51,6 +53,8 @@ class Loader:
 
         family = self._materializer.family
         samples = micro_batch.samples
+        if not micro_batch.rows or not all(row and all(one.tokens for one in row) for row in micro_batch.rows):
+            raise TrainingError("a micro-batch has no rows, an empty row or an empty sample", field="rows")
         for sample in samples:
             check_sample(sample)
             check_placements(
@@ -62,23 +66,25 @@ class Loader:
         images = [image.descriptor for sample in samples for image in sample.images]
         loaded = self._materializer.load(images)
         sheet = Sheet.of(loaded.pictures)
-        inputs = model_inputs(family, [one.token_ids for one in samples], sheet, pad="right", device=self._device)
+        inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
+        device = inputs["input_ids"].device
         # A token at column 0 has nothing before it that could predict it.
-        columns = [np.flatnonzero(sample.trained[1:]) + 1 for sample in samples]
-        counts = [len(places) for places in columns]
+        trained = [np.flatnonzero(sample.trained[1:]) + 1 for sample in samples]
+        counts = [len(places) for places in trained]
+        rows, columns = zip(*starts(micro_batch.rows), strict=True)
 
         def gathered(name: str) -> torch.Tensor:
-            parts = [getattr(sample, name)[places] for sample, places in zip(samples, columns, strict=True)]
-            return torch.from_numpy(np.concatenate(parts)).to(self._device)
+            parts = [getattr(sample, name)[places] for sample, places in zip(samples, trained, strict=True)]
+            return torch.from_numpy(np.concatenate(parts)).to(device)
 
-        def repeated(values: list[Any]) -> torch.Tensor:
-            return torch.from_numpy(np.repeat(np.asarray(values), counts)).to(self._device)
+        def repeated(values: Sequence[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.repeat(np.asarray(values), counts)).to(device)
 
         return Batch(
             inputs=inputs,
             sheet=sheet,
-            rows=repeated(list(range(len(samples)))),
-            columns=torch.from_numpy(np.concatenate(columns)).to(self._device),
+            rows=repeated(rows),
+            columns=repeated(columns) + torch.from_numpy(np.concatenate(trained)).to(device),
             token_ids=gathered("token_ids").long(),
             logprobs=gathered("logprobs"),
             temperatures=gathered("temperatures"),

@@ -5,6 +5,8 @@ Imports no torch: the orchestrator speaks this language too.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +33,10 @@ class TrainerConfig(BaseModel):
     """Importance ratios are held at this: a token that the policy has left far behind pulls no more."""
     max_tokens: int = Field(default=4096, ge=1)
     """Token area of a micro-batch: rows times the longest row."""
+    max_patches: int = Field(default=16384, ge=1)
+    """Vision patches of a micro-batch, each distinct image counted once."""
+    overlong: Literal["refuse", "cut"] = "refuse"
+    """What is done with a sample that no micro-batch holds."""
     cache_mb: int = Field(default=256, ge=0)
     """Memory for decoded images, in MiB."""
     threads: int = Field(default=2, ge=1)
@@ -67,6 +73,10 @@ class StepReport(msgspec.Struct, frozen=True):
     logprob_gap_max: float | None
     trained_tokens: int
     tokens: int
+    area: int
+    """Tokens and padding: rows times the longest row, of all micro-batches."""
+    patches: int
+    """Vision patches that were encoded."""
     micro_batches: int
     receipt: Receipt
     seconds: float

@@ -13,6 +13,7 @@ import torch
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import load_model
 from filmroll.materialize.materializer import Materializer
+from filmroll.train.bins import Costs
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
@@ -47,7 +48,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=config.betas, weight_decay=config.weight_decay
         )
-        self._loader = Loader(materializer, device=config.device)
+        self._loader = Loader(materializer, self.model)
 
     def step(self, work: TrainStep) -> StepReport:
         """Accumulate gradients over the micro-batches, clip, update."""
@@ -66,7 +67,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self.optimizer.step()
-        return _report(work.micro_batches, tally, trained, norm, time.perf_counter() - started)
+        return _report(work.micro_batches, Costs(self.family), tally, trained, norm, time.perf_counter() - started)
 
     def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: _Tally) -> None:
         batch = self._loader.load(micro_batch)
@@ -83,7 +84,7 @@ class Trainer:
         tally.loss += float(lost.total.detach()) / trained
         tally.entropy += float(out.entropies.sum())
         tally.ratio += float(lost.ratios.sum())
-        tally.ratio_max = max(tally.ratio_max, float(lost.ratios.max()))
+        tally.ratio_max = max([tally.ratio_max, *lost.ratios.tolist()])
         tally.clipped += float(lost.clipped.sum())
         tally.on_policy += len(gaps)
         tally.gap += float(gaps.sum())
@@ -91,7 +92,9 @@ class Trainer:
         tally.receipt += out.receipt
 
 
-def _report(batches: Sequence[MicroBatch], tally: _Tally, trained: int, norm: float, seconds: float) -> StepReport:
+def _report(
+    batches: Sequence[MicroBatch], costs: Costs, tally: _Tally, trained: int, norm: float, seconds: float
+) -> StepReport:
     return StepReport(
         loss=tally.loss,
         grad_norm=norm,
@@ -104,6 +107,8 @@ def _report(batches: Sequence[MicroBatch], tally: _Tally, trained: int, norm: fl
         logprob_gap_max=tally.gap_max if tally.on_policy else None,
         trained_tokens=trained,
         tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
+        area=sum(batch.area for batch in batches),
+        patches=sum(costs.encoded(batch) for batch in batches),
         micro_batches=len(batches),
         receipt=tally.receipt,
         seconds=seconds,

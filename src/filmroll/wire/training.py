@@ -22,6 +22,11 @@ class PlacedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def length(self) -> int:
         return self.descriptor.tokens
 
+    @property
+    def end(self) -> int:
+        """The first token after the placeholder."""
+        return self.offset + self.length
+
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How strongly a sample counts in each loss stream."""
@@ -54,12 +59,22 @@ class TrainingSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MicroBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Samples that go through the model together."""
+    """Rows that go through the model together, each of samples one behind another."""
 
-    samples: list[TrainingSample]
+    rows: list[list[TrainingSample]]
+
+    @property
+    def samples(self) -> list[TrainingSample]:
+        """Row by row."""
+        return [sample for row in self.rows for sample in row]
+
+    @property
+    def area(self) -> int:
+        """Rows times the longest row: tokens and padding."""
+        return len(self.rows) * max(sum(sample.tokens for sample in row) for row in self.rows)
 
 
-_SAMPLE_ARRAYS: tuple[tuple[str, np.dtype[Any]], ...] = (
+SAMPLE_ARRAYS: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("token_ids", np.dtype("<i4")),
     ("trained", np.dtype("u1")),
     ("logprobs", np.dtype("<f4")),
@@ -70,18 +85,18 @@ _SAMPLE_ARRAYS: tuple[tuple[str, np.dtype[Any]], ...] = (
 
 def check_sample(sample: TrainingSample) -> TrainingSample:
     """The same sample if its parts agree: array types and lengths, images inside and in order."""
-    for name, dtype in _SAMPLE_ARRAYS:
+    for name, dtype in SAMPLE_ARRAYS:
         array = getattr(sample, name)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (sample.tokens,):
             raise TrainingError(f"sample {sample.name}: {name} is not {sample.tokens} values of {dtype}", field=name)
     end = 0
     for index, image in enumerate(sample.images):
-        if image.offset < end or image.offset + image.length > sample.tokens:
+        if image.offset < end or image.end > sample.tokens:
             raise TrainingError(
                 f"sample {sample.name}: placeholder at {image.offset}, {image.length} long, of {sample.tokens} tokens, "
                 f"the one before it ends at {end}",
                 field="images",
                 index=index,
             )
-        end = image.offset + image.length
+        end = image.end
     return sample

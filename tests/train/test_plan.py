@@ -1,0 +1,87 @@
+"""A step for several ranks: as many micro-batches for each, images in the same ones, nothing lost or trained twice."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from filmroll.errors import SampleTooLongError
+from filmroll.train.plan import plan
+from filmroll.train.step import TrainerConfig
+from filmroll.wire.training import check_sample
+from tests.train.conftest import FAMILY, sample
+from tests.train.drawn import distinct, training_samples
+
+ROOMY = TrainerConfig(max_tokens=600, max_patches=1000)
+
+
+def is_dummy(one):
+    return one.name.startswith("dummy of ")
+
+
+@given(training_samples(), st.integers(1, 9))
+def test_law_ranks_run_side_by_side(samples, ranks):
+    made = plan(samples, FAMILY, ROOMY, ranks=ranks)
+    assert len(made.ranks) == ranks
+    assert len({len(rank) for rank in made.ranks}) == 1
+    for together in zip(*made.ranks, strict=True):
+        assert len({any(one.images for one in batch.samples) for batch in together}) == 1
+        for batch in together:
+            assert batch.area <= ROOMY.max_tokens
+            assert distinct(batch.samples) <= ROOMY.max_patches
+
+
+@given(training_samples(), st.integers(1, 9))
+def test_law_whole(samples, ranks):
+    """Over all ranks every sample that can be trained is there once; what else is there can train nothing."""
+    made = plan(samples, FAMILY, ROOMY, ranks=ranks)
+    found = [one for rank in made.ranks for batch in rank for one in batch.samples]
+    real = [one for one in found if not is_dummy(one)]
+    assert Counter(map(id, real)) == Counter(id(one) for one in samples if one.trained[1:].any())
+    assert len(real) + made.dropped == len(samples)
+    for one in filter(is_dummy, found):
+        check_sample(one)
+        assert not one.trained.any()
+        assert set(msgspec.structs.asdict(one.weights).values()) == {0.0}, "every loss stream, also one yet to come"
+        assert one.advantage == 0.0
+
+
+@given(training_samples(), st.integers(2, 9))
+def test_a_rank_gets_a_dummy_only_where_no_sample_is_left_for_it(samples, ranks):
+    made = plan(samples, FAMILY, ROOMY, ranks=ranks)
+    for together in zip(*made.ranks, strict=True):
+        if any(is_dummy(one) for batch in together for one in batch.samples):
+            # What stands beside a dummy cannot be divided: one sample, or one of two that has the images.
+            for batch in together:
+                seeing = [one for one in batch.samples if one.images]
+                assert len(batch.samples) == 1 or len(seeing) < len(batch.samples)
+
+
+def test_alone_there_are_no_dummies_and_nothing_is_divided():
+    made = plan([sample(100, name=str(number)) for number in range(5)], FAMILY, ROOMY)
+    assert [[len(batch.samples) for batch in rank] for rank in made.ranks] == [[5]]
+
+
+def test_what_takes_longest_is_done_at_the_same_time():
+    samples = [sample(length, name=str(length)) for length in (600, 599, 301, 302, 320, 590)]
+    made = plan(samples, FAMILY, ROOMY, ranks=2)
+    assert [[batch.area for batch in together] for together in zip(*made.ranks, strict=True)] == [
+        [600, 599],
+        [590, 320],
+        [302, 301],
+    ]
+
+
+def test_overlong_samples_follow_the_configuration():
+    long = sample(700, [(590, 20)], name="long")
+    with pytest.raises(SampleTooLongError, match="long has 700 tokens"):
+        plan([long], FAMILY, ROOMY)
+    made = plan([long], FAMILY, ROOMY.model_copy(update={"overlong": "cut"}))
+    assert [one.tokens for batch in made.ranks[0] for one in batch.samples] == [590]
+    assert (made.cut, made.dropped) == (1, 0)
+
+
+def test_no_samples_are_no_work():
+    assert plan([], FAMILY, ROOMY, ranks=2).ranks == [[], []]
