@@ -144,10 +144,10 @@ class Checkpoint:
 def read_checkpoint(model: str | Path) -> Checkpoint:
     """The checkpoint of that folder or name; anything missing or malformed is a CheckpointError."""
     folder = model_folder(model)
-    config = _read(folder, CONFIG)
+    config = read_section(folder, CONFIG)
     if config is None:
         raise CheckpointError(f"the model folder has no {CONFIG}", remedy=COMPLETE, private=str(folder))
-    joint = _read(folder, PROCESSOR) or Section(PROCESSOR, {})
+    joint = read_section(folder, PROCESSOR) or Section(PROCESSOR, {})
     return Checkpoint(folder, config, _image_processor(folder, joint), joint, _chat_template(folder))
 
 
@@ -155,7 +155,7 @@ def _image_processor(folder: Path, joint: Section) -> Section:
     """The image processor's settings, from where transformers looks for them first."""
     if "image_processor" in joint.values:
         return joint.section("image_processor")
-    alone = _read(folder, IMAGE_PROCESSOR)
+    alone = read_section(folder, IMAGE_PROCESSOR)
     if alone is None:
         raise CheckpointError(
             f"the model folder has neither {IMAGE_PROCESSOR} nor an image_processor in {PROCESSOR}",
@@ -170,7 +170,7 @@ def _chat_template(folder: Path) -> str:
         if name.endswith(".jinja"):
             text = _text(folder, name)
         else:
-            section = _read(folder, name)
+            section = read_section(folder, name)
             text = section.values.get("chat_template") if section else None
         if isinstance(text, str):
             return text
@@ -179,18 +179,19 @@ def _chat_template(folder: Path) -> str:
 
 def _listed(folder: Path) -> Iterator[tuple[object, object]]:
     """Ids and tokens from the small file that most released checkpoints list them in."""
-    settings = _read(folder, TOKENIZER_CONFIG) or Section(TOKENIZER_CONFIG, {})
+    settings = read_section(folder, TOKENIZER_CONFIG) or Section(TOKENIZER_CONFIG, {})
     yield from settings.section("added_tokens_decoder", {}).values.items()
 
 
 def _defined(folder: Path) -> Iterator[tuple[object, object]]:
     """Ids and tokens from the tokenizer itself, which has tens of megabytes."""
-    tokens = (_read(folder, TOKENIZER) or Section(TOKENIZER, {})).values.get("added_tokens")
+    tokens = (read_section(folder, TOKENIZER) or Section(TOKENIZER, {})).values.get("added_tokens")
     for token in tokens if isinstance(tokens, list) else []:
         yield (token.get("id") if isinstance(token, dict) else None), token
 
 
-def _read(folder: Path, name: str) -> Section | None:
+def read_section(folder: Path, name: str) -> Section | None:
+    """The object in one JSON file of a model folder; None where there is no such file."""
     text = _text(folder, name)
     if text is None:
         return None

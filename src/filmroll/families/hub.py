@@ -23,6 +23,7 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
 )
