@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 import filmroll
 from filmroll.families.tiny import build_tiny_model
-from filmroll.wire.descriptor import write_reference
+from filmroll.wire.reference import write_reference
 
 
 def screenshot(text: str) -> Image.Image:

@@ -27,7 +27,8 @@ from filmroll.store import Limits, open_store
 from filmroll.store.formats.base import MAX_PARTS
 from filmroll.store.formats.jpeg import MAX_SCANS
 from filmroll.wire.arrays import decode_array, encode_array
-from filmroll.wire.descriptor import MAX_REFERENCE_CHARS, ImageDescriptor, descriptor_json, write_reference
+from filmroll.wire.descriptor import ImageDescriptor, descriptor_json
+from filmroll.wire.reference import MAX_REFERENCE_CHARS, write_reference
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

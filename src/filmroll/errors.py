@@ -18,7 +18,8 @@
     │   ├── CheckpointError         400  a model folder lacks or garbles what is needed
     │   └── LayoutError             400  a size that the model's processor refuses too
     ├── DescriptorError             400  a descriptor or reference that breaks its contract
-    │   ├── ReferenceFormatError    400  not in the written form
+    │   ├── ReferenceFormatError    400  not in a form that is read
+    │   ├── TensorsError            400  pixels where only references travel; a TypeError, too
     │   ├── FingerprintError        400  made for other layout numbers or another pixel recipe
     │   ├── GridError               400  not the grid that the stored image has
     │   └── PlacementError          400  placeholder tokens are not where and what they must be
@@ -198,6 +199,10 @@ class DescriptorError(FilmrollError):
 
 class ReferenceFormatError(DescriptorError):
     code = "reference_format"
+
+
+class TensorsError(DescriptorError, TypeError):
+    code = "tensors"
 
 
 class FingerprintError(DescriptorError):

@@ -20,7 +20,6 @@ from filmroll.materialize.feed import load_model, suppress
 from filmroll.materialize.materializer import Materializer
 from filmroll.store import open_store
 from filmroll.store.store import Store
-from filmroll.wire.descriptor import read_reference, write_reference
 from filmroll.wire.generate import (
     Features,
     GenerateAnswer,
@@ -28,6 +27,7 @@ from filmroll.wire.generate import (
     Placeholder,
     SamplingParams,
 )
+from filmroll.wire.reference import read_reference, write_reference
 from tests.plain import plain_inputs
 
 SIZES = ((32, 32), (64, 32), (100, 60), (48, 80), (96, 96))

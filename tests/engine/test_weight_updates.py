@@ -64,7 +64,7 @@ def expected(model: Any, desk: Any, request: Any) -> list[int]:
     """Greedy tokens from whole forwards of a model that was never in an engine."""
     from filmroll.materialize.feed import suppress
     from filmroll.materialize.materializer import Materializer
-    from filmroll.wire.descriptor import read_reference
+    from filmroll.wire.reference import read_reference
     from tests.plain import plain_inputs
 
     images = Materializer(desk.store, desk.family).load(

@@ -6,23 +6,29 @@ them is recomputed from the decoded picture and compared.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
 from filmroll.families.base import Arrays, Dtype, Family
-from filmroll.image import ImageRef
+from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
+from filmroll.materialize.foreign import completed
 from filmroll.materialize.sheet import Picture, owned
 from filmroll.pixels.decode import decode
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.foreign import ForeignDescriptor
 from filmroll.wire.receipt import Receipt
 
 CACHE_BYTES = 256 * 2**20
+MAX_SEEN = 2**16
+"""Images whose size is remembered longer than their pixels; each takes about a kilobyte."""
 DESCRIBE = "Make descriptors with the describe() of the family that serves the model"
 
 
@@ -42,12 +48,19 @@ class Materialized:
 
 
 @dataclass(frozen=True, slots=True)
-class _Developed:
-    """One image's arrays, read-only, and the reference under which its bytes were verified."""
+class _Seen:
+    """What was found out about an image, and the reference under which its bytes were verified."""
 
     verified: ImageRef
     width: int
     height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Developed:
+    """One image's arrays, read-only."""
+
+    seen: _Seen
     picture: Picture
 
     @property
@@ -69,13 +82,20 @@ class Materializer:
         self.family = family
         self.dtype = dtype
         self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._seen_lock = threading.Lock()
 
-    def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
+    def complete(self, descriptor: ImageDescriptor | ForeignDescriptor) -> ImageDescriptor:
+        """The same descriptor; of another system's, what the image that it names and the family say together."""
+        return descriptor if isinstance(descriptor, ImageDescriptor) else completed(descriptor, self.store, self.family)
+
+    def load(self, descriptors: Sequence[ImageDescriptor | ForeignDescriptor]) -> Materialized:
         """Every image verified, decoded and processed, in order; else the error, with the image's index."""
         at_hand: dict[tuple[str, str], _Developed] = {}
         pictures = []
-        for index, descriptor in enumerate(descriptors):
+        for index, claimed in enumerate(descriptors):
             try:
+                descriptor = self.complete(claimed)
                 developed = self._load(descriptor, at_hand.get(descriptor.identity))
             except FilmrollError as error:
                 raise error.at(index=index) from error
@@ -84,6 +104,17 @@ class Materializer:
         receipt = Receipt(referenced=len(descriptors), verified=len(pictures), decoded=len(pictures))
         return Materialized(tuple(pictures), receipt, self.family)
 
+    def recall(self, descriptor: ImageDescriptor) -> bool:
+        """Compare every claim with what was seen of the image before, without its pixels; False if it was not seen.
+
+        For whoever keeps the pixels himself.
+        """
+        _check_kind(descriptor, self.family)
+        seen = self._seen.get(descriptor.identity)
+        if seen is not None:
+            self._compare(descriptor, seen)
+        return seen is not None
+
     def cache_counts(self) -> CacheCounts:
         return self._cache.counts()
 
@@ -91,11 +122,14 @@ class Materializer:
         _check_kind(descriptor, self.family)
         if developed is None:
             developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor))
-        if developed.verified != descriptor.image:
+        self._compare(descriptor, developed.seen)
+        return developed
+
+    def _compare(self, descriptor: ImageDescriptor, seen: _Seen) -> None:
+        if seen.verified != descriptor.image:
             # Same digest, but another location, type or length is claimed: the claim is the store's to judge.
             self.store.read(descriptor.image)
-        _check_layout(descriptor, self.family, developed)
-        return developed
+        _check_layout(descriptor, self.family, seen)
 
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
         rgb = decode(self.store.read(descriptor.image), max_pixels=self.store.limits.max_pixels)
@@ -104,7 +138,20 @@ class Materializer:
         for array in arrays.values():
             array.flags.writeable = False
         picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)
-        return _Developed(verified=descriptor.image, width=width, height=height, picture=picture)
+        seen = _Seen(verified=_place(descriptor.image), width=width, height=height)
+        self._remember(descriptor.identity, seen)
+        return _Developed(seen, picture)
+
+    def _remember(self, identity: tuple[str, str], seen: _Seen) -> None:
+        with self._seen_lock:
+            self._seen[identity] = seen
+            if len(self._seen) > MAX_SEEN:
+                del self._seen[next(iter(self._seen))]
+
+
+def _place(image: ImageRef) -> ImageRef:
+    """The reference, less an image inside it, which would be kept as long: that one is read again to be verified."""
+    return image if inline_media_type(image.uri) is None else msgspec.structs.replace(image, uri=INLINE)
 
 
 def check_placements(
@@ -166,9 +213,9 @@ def _check_kind(descriptor: ImageDescriptor, family: Family) -> None:
             )
 
 
-def _check_layout(descriptor: ImageDescriptor, family: Family, developed: _Developed) -> None:
+def _check_layout(descriptor: ImageDescriptor, family: Family, seen: _Seen) -> None:
     """What only the decoded picture can tell."""
-    claimed, size = descriptor.image, (developed.width, developed.height)
+    claimed, size = descriptor.image, (seen.width, seen.height)
     if (claimed.width, claimed.height) != size:
         raise GridError(
             f"it is said to be {claimed.width}x{claimed.height} pixels, it is {size[0]}x{size[1]}", remedy=DESCRIBE

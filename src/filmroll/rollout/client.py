@@ -12,7 +12,6 @@ import msgspec
 
 from filmroll.errors import EngineAnswerError, EngineRefusedError, EngineUnavailableError, ReceiptError
 from filmroll.render import Rendered
-from filmroll.wire.descriptor import write_reference
 from filmroll.wire.generate import (
     Features,
     GenerateAnswer,
@@ -23,6 +22,7 @@ from filmroll.wire.generate import (
     read_answer,
 )
 from filmroll.wire.receipt import Receipt
+from filmroll.wire.reference import write_reference
 
 NO_EVIDENCE = -9999.0
 """What an engine reports where it has no logprob for a token."""

@@ -12,6 +12,8 @@ from filmroll.errors import ConfigError, ImageSourceError
 from filmroll.store.cache import CACHE_BYTES, ReadCache
 from filmroll.store.ingest.canonical import Limits
 from filmroll.store.ingest.sources import HttpSources, path_of
+from filmroll.store.nowhere import URL as INLINE_URL
+from filmroll.store.nowhere import InlineStore, Nowhere
 from filmroll.store.shelves.buckets import SCHEMES
 from filmroll.store.shelves.files import FileShelf
 from filmroll.store.shelves.shelf import Shelf
@@ -35,11 +37,14 @@ def open_store(
     """The store at a folder's path (`~` is expanded), a file: URI, or a bucket's URL such as s3://bucket/prefix.
 
     Google's buckets are gs://, Azure's containers az://; memory://name lasts as long as the process.
+    inline: is no place at all, its references hold their images.
     Credentials, region and endpoint come from the environment. Anything else is a ConfigError.
 
     With `http`, images are put from http(s) URLs too; without it, nothing is ever fetched. With
     `cache`, a folder on a local disk, what is read is kept there, up to that many bytes.
     """
+    if url == INLINE_URL:
+        return InlineStore(Nowhere(), limits, http=http)
     held = None if cache is None else ReadCache(cache, cache_bytes)
     return Store(_shelf(url), limits, http=http, cache=held)
 
@@ -56,7 +61,7 @@ def _shelf(url: str | os.PathLike[str]) -> Shelf:
     if scheme[1].lower() != "file":
         raise ConfigError(
             f"a store cannot be opened at {scheme[1][:32]}:",
-            remedy="Name a folder, or a URL that begins with file://, s3://, gs://, az:// or memory://",
+            remedy="Name a folder, or a URL that begins with file://, s3://, gs://, az:// or memory://, or inline:",
         )
     try:
         return FileShelf(path_of(text))

@@ -24,9 +24,11 @@ from filmroll.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from filmroll.image import EXTENSIONS, ImageRef
+from filmroll.image import EXTENSIONS, INLINE, ImageRef
 from filmroll.store.cache import ReadCache
+from filmroll.store.foreign import foreign_key, locate, read_foreign
 from filmroll.store.ingest.canonical import Canonical, HttpSources, Limits, Source, canonical
+from filmroll.store.inline import read_inline
 from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
 from filmroll.store.recent import Recent
 from filmroll.store.shelves.shelf import Item, Shelf
@@ -112,6 +114,11 @@ class Store:
 
     def read(self, ref: ImageRef) -> bytes:
         """The bytes whose digest and length the reference names: never others, never from elsewhere."""
+        if ref.uri.startswith(INLINE):
+            return read_inline(ref, self.limits)
+        foreign = foreign_key(self.shelf, ref)
+        if foreign is not None:
+            return read_foreign(self.shelf, foreign, ref, self.limits)
         name = self._name_inside(ref)
         self.limits.check_bytes(ref.nbytes)
         held = None if self.cache is None else self.cache.get(name, ref.nbytes)
@@ -123,6 +130,13 @@ class Store:
         if self.cache is not None:
             self.cache.keep(name, data)
         return data
+
+    def locate(self, locator: str, digest: str | None = None) -> ImageRef:
+        """What another system calls an image, as a whole reference: by a file's name, a uri, or a data: URI.
+
+        `digest` is as much of the hash as is known. The bytes are read, and compared with it.
+        """
+        return locate(self.shelf, locator, digest, self.limits)
 
     def read_named(self, name: str, at_most: int) -> bytes:
         """`read` for whoever knows an object's name alone, such as a manifest."""

@@ -1,7 +1,8 @@
-"""The descriptor of one image, and the `mmraw:` reference that carries it to an engine.
+"""The descriptor of one image, and the one form in which filmroll writes it.
 
-Both are normative in docs/format.md. The keys outside `filmroll` are those that other systems
-read; ours beside them let a reader check the pixels and not only the layout.
+The form is normative in docs/format.md. The keys outside `filmroll` are those that other systems
+read; ours beside them let a reader check the pixels and not only the layout. What other systems
+write is in foreign.py, references are in reference.py.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import Annotated, Any
 
 import msgspec
 
-from filmroll.errors import DescriptorError, ReferenceFormatError
-from filmroll.image import EXTENSIONS, Digest, ImageRef, Side
+from filmroll.errors import DescriptorError, ReferenceFormatError, TensorsError
+from filmroll.image import EXTENSIONS, Digest, ImageRef, Side, Uri, inline_media_type
 
 KIND = "prime_raw_mm_item"
-PREFIX = "mmraw:"
 VERSION = 1
-MAX_REFERENCE_CHARS = 16_384
-"""Longest reference that is looked at; a written one has about 500."""
+"""Of the part that is filmroll's own; older readers pass it over, newer writers are refused."""
 FORBIDDEN_KEYS = frozenset({"pixel_values", "image_embeds", "image_features"})
+MAX_VALUES = 1024
+"""Values that are looked through for tensors; a written descriptor has about 20."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")]
 Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16,64}\Z")]
@@ -48,8 +49,8 @@ class ImageDescriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.image.sha256, self.recipe
 
 
-class _Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part of a written descriptor that is filmroll's own; older readers pass it over."""
+class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The part of a written descriptor that is filmroll's own."""
 
     v: Annotated[int, msgspec.Meta(ge=VERSION, le=VERSION)]
     recipe: Fingerprint
@@ -59,31 +60,27 @@ class _Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nbytes: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
 
 
-class _DescriptorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DescriptorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     modality: Name
     family: Name
     layout_fingerprint: Fingerprint
     payload: Payload
-    raw_image_uri: Annotated[str, msgspec.Meta(max_length=4096)]
+    raw_image_uri: Uri
     mm_hash: Digest
-    filmroll: _Extra
+    filmroll: Own
     vllm_modality: Name | None = None
 
 
-class _ReferenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ReferenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     family: Name
     fingerprint: Fingerprint
     mm_hash: Digest
     modality: Name
     payload: Payload
-    raw_image_uri: Annotated[str, msgspec.Meta(max_length=4096)]
-    filmroll: _Extra
+    raw_image_uri: Uri
+    filmroll: Own
     vllm_modality: Name | None = None
-
-
-_encoder = msgspec.json.Encoder(order="sorted")
-_read_reference = msgspec.json.Decoder(_ReferenceForm)
 
 
 def descriptor_json(descriptor: ImageDescriptor) -> dict[str, Any]:
@@ -98,84 +95,28 @@ def descriptor_json(descriptor: ImageDescriptor) -> dict[str, Any]:
         "payload": descriptor.payload,
         "raw_image_uri": image.uri,
         "mm_hash": image.sha256,
-        "filmroll": msgspec.to_builtins(_extra(descriptor)),
+        "filmroll": msgspec.to_builtins(_own(descriptor)),
     }
 
 
-def read_descriptor(value: object) -> ImageDescriptor:
-    """A descriptor from its JSON-safe object; anything else is a DescriptorError."""
-    refuse_tensors(value)
-    try:
-        form = msgspec.convert(value, _DescriptorForm)
-    except msgspec.ValidationError as error:
-        raise DescriptorError(
-            f"this is no image descriptor: {error}", remedy="Send what descriptor_json() wrote"
-        ) from None
-    if form.kind != KIND:
-        raise DescriptorError(f"kind is {form.kind[:64]!r}", remedy=f"A descriptor's kind is {KIND!r}")
-    return _descriptor(form, form.layout_fingerprint)
-
-
-def write_reference(descriptor: ImageDescriptor) -> str:
-    """The one string that goes to an engine in `features.kwargs_data`: canonical, sorted, compact."""
-    form = _ReferenceForm(
+def reference_form(descriptor: ImageDescriptor) -> ReferenceForm:
+    """What a reference says, before it is text."""
+    return ReferenceForm(
         family=descriptor.family,
         fingerprint=descriptor.layout_fingerprint,
         mm_hash=descriptor.image.sha256,
         modality=descriptor.modality,
         payload=descriptor.payload,
         raw_image_uri=descriptor.image.uri,
-        filmroll=_extra(descriptor),
+        filmroll=_own(descriptor),
         vllm_modality=descriptor.vllm_modality,
     )
-    return PREFIX + _encoder.encode(form).decode()
 
 
-def read_reference(text: object) -> ImageDescriptor:
-    """A descriptor from the string an engine was sent; anything else is a ReferenceFormatError."""
-    if not isinstance(text, str) or not text.startswith(PREFIX):
-        raise ReferenceFormatError(
-            "an image reference is a string that begins with 'mmraw:'",
-            remedy="Write it with write_reference(); tensors are not accepted",
-        )
-    if len(text) > MAX_REFERENCE_CHARS:
-        raise ReferenceFormatError(f"the reference has {len(text)} characters, the limit is {MAX_REFERENCE_CHARS}")
-    try:
-        form = _read_reference.decode(text[len(PREFIX) :])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ReferenceFormatError(
-            f"the reference cannot be read: {error}", remedy="Write it with write_reference()"
-        ) from None
-    return _descriptor(form, form.fingerprint)
-
-
-def refuse_tensors(value: object) -> None:
-    """Raise TypeError if pixels hide anywhere inside a descriptor."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            found = FORBIDDEN_KEYS.intersection(item)
-            if found:
-                raise TypeError(f"an image descriptor carries no tensors, this one has {sorted(found)}")
-            pending.extend(item.values())
-        elif isinstance(item, list | tuple):
-            pending.extend(item)
-
-
-def _extra(descriptor: ImageDescriptor) -> _Extra:
-    image = descriptor.image
-    return _Extra(
-        v=VERSION,
-        recipe=descriptor.recipe,
-        tokens=descriptor.tokens,
-        width=image.width,
-        height=image.height,
-        nbytes=image.nbytes,
-    )
-
-
-def _descriptor(form: _DescriptorForm | _ReferenceForm, fingerprint: str) -> ImageDescriptor:
+def descriptor_of(form: DescriptorForm | ReferenceForm) -> ImageDescriptor:
+    """The descriptor that was written so; a DescriptorError if it carries what no descriptor does."""
+    refuse_tensors(form.payload)
+    fingerprint = form.layout_fingerprint if isinstance(form, DescriptorForm) else form.fingerprint
     return ImageDescriptor(
         image=ImageRef(
             uri=form.raw_image_uri,
@@ -195,7 +136,44 @@ def _descriptor(form: _DescriptorForm | _ReferenceForm, fingerprint: str) -> Ima
     )
 
 
+def refuse_tensors(value: object) -> None:
+    """Raise TensorsError, which is a TypeError too, if pixels hide anywhere inside a descriptor."""
+    pending, seen = [value], 0
+    while pending:
+        item = pending.pop()
+        inside: Any = ()
+        if isinstance(item, dict):
+            found = FORBIDDEN_KEYS & item.keys()
+            if found:
+                raise TensorsError(
+                    f"an image descriptor carries no tensors, this one has {sorted(found)}",
+                    remedy="Send a reference to the stored image; readers make the tensors themselves",
+                )
+            inside = item.values()
+        elif isinstance(item, list | tuple):
+            inside = item
+        seen += len(inside)
+        if seen > MAX_VALUES:
+            raise DescriptorError(f"a descriptor holds at most {MAX_VALUES} values, this one holds more")
+        pending.extend(inside)
+
+
+def _own(descriptor: ImageDescriptor) -> Own:
+    image = descriptor.image
+    return Own(
+        v=VERSION,
+        recipe=descriptor.recipe,
+        tokens=descriptor.tokens,
+        width=image.width,
+        height=image.height,
+        nbytes=image.nbytes,
+    )
+
+
 def _media_type(uri: str) -> str:
+    declared = inline_media_type(uri)
+    if declared is not None:
+        return declared
     ending = PurePosixPath(uri).suffix
     for media_type, extension in EXTENSIONS.items():
         if ending == extension:

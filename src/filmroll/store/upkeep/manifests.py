@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from filmroll.errors import ConfigError, ImageDamagedError, ImageLimitError, ManifestError
-from filmroll.image import ImageRef
+from filmroll.image import INLINE, ImageRef
 from filmroll.store.keys import MANIFESTS, object_name, read_object_name
 from filmroll.store.shelves.shelf import Shelf
 from filmroll.store.store import Store
@@ -42,9 +42,14 @@ class Manifest:
     def keep(self, label: str, images: Iterable[ImageRef | str]) -> None:
         """Refer to these images, or object names, as well. Once this returns they are there, and stay.
 
-        ImageNotFoundError, and the label is as it was, if one of them is not in the store.
+        ImageNotFoundError, and the label is as it was, if one of them is not in the store. An image
+        that is inside its reference is there as long as the reference is, and is not written down.
         """
-        wanted = {one if isinstance(one, str) else object_name(one.sha256, one.media_type) for one in images}
+        wanted = {
+            one if isinstance(one, str) else object_name(one.sha256, one.media_type)
+            for one in images
+            if isinstance(one, str) or not one.uri.startswith(INLINE)
+        }
         key, before = self._key(label), self._read(label)
         self._write(key, wanted | (before or set()))
         gone = secure(self.store, wanted)
