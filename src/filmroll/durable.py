@@ -1,11 +1,11 @@
-"""Folders that a crash finds whole or not at all."""
+"""Folders and files that a crash finds whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,3 +50,20 @@ def _put_in_place(draft: Path, target: Path) -> None:
         draft.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_whole(target: Path, parts: Sequence[memoryview]) -> None:
+    """A file of these parts, on disk before it bears its name. One that had the name is replaced."""
+    draft = target.with_name(f".{target.name}.partial")
+    try:
+        with draft.open("wb", buffering=0) as file:
+            for part in parts:
+                rest = part.cast("B")
+                while rest:
+                    rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(target.parent)

@@ -18,9 +18,14 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 def encode_array(value: Any) -> msgspec.msgpack.Ext:
     """For `enc_hook`: int32, float32 and uint8 arrays of one dimension; msgspec reads their memory itself."""
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype in _CODES:
+    if isinstance(value, np.ndarray) and is_flat(value):
         return msgspec.msgpack.Ext(_CODES[value.dtype], np.ascontiguousarray(value).view(np.uint8).data)
     raise TypeError(f"{_name(value)} does not travel between filmroll's processes")
+
+
+def is_flat(value: npt.NDArray[Any]) -> bool:
+    """Whether an array travels inside the body of a message."""
+    return value.ndim == 1 and value.dtype in _CODES
 
 
 def decode_array(code: int, data: memoryview) -> Any:

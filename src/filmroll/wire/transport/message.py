@@ -160,4 +160,5 @@ def _structs(info: Any, seen: set[type]) -> Iterator[msgspec.inspect.StructType]
         inner = [getattr(info, name, None) for name in ("type", "item_type", "key_type", "value_type")]
         inner += [*getattr(info, "types", ()), *getattr(info, "item_types", ())]
     for one in inner:
-        yield from _structs(one, seen)
+        if isinstance(one, msgspec.inspect.Type):
+            yield from _structs(one, seen)

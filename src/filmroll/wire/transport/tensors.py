@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from filmroll.wire.arrays import check_array, decode_array, encode_array
+from filmroll.wire.arrays import check_array, decode_array, encode_array, is_flat
 
 Tensor = npt.NDArray[np.generic]
 """The type of a struct's field that holds an array of any shape."""
@@ -33,8 +33,8 @@ class Attachments:
         self.parts: list[memoryview] = []
 
     def encode(self, value: Any) -> msgspec.msgpack.Ext:
-        """For `enc_hook`: flat arrays stay in the body, all others go beside it."""
-        if not isinstance(value, np.ndarray) or value.ndim == 1 or value.dtype not in _DTYPES:
+        """For `enc_hook`: the flat arrays of a sample stay in the body, all others go beside it."""
+        if not isinstance(value, np.ndarray) or is_flat(value) or value.dtype not in _DTYPES:
             return encode_array(value)
         if value.ndim > MAX_DIMENSIONS:
             raise TypeError(f"a tensor has {value.ndim} dimensions, at most {MAX_DIMENSIONS} travel")
