@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from filmroll.errors import CheckpointError, FilmrollError, PrefixError, RenderError
+from filmroll.errors import ConfigError, PrefixError, PromptTooLongError, RenderError
 from filmroll.families import Family, load_family
+from filmroll.families.checkpoint import read_checkpoint
 from filmroll.families.hub import model_folder
 from filmroll.render.expand import Expanded, expand
-from filmroll.render.messages import Message, images_of, refuse_placeholders, store_images
+from filmroll.render.markup import Markup, Typed
+from filmroll.render.messages import Message, check_messages, images_of, store_images
+from filmroll.render.templated import TemplateText
+from filmroll.render.text import LibraryText, TextRenderer, Tokens, Transcript
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
@@ -31,28 +33,49 @@ class Rendered:
     images: list[ImageDescriptor]
     family: Family
     sampled: list[bool] = field(default_factory=list)
+    transcript: Transcript | None = field(default=None, repr=False)
+    """What a chat template needs to go on from here."""
 
     def expanded(self) -> Expanded:
         """The tokens that an engine is sent, with the offset of each image."""
         return expand(self.logical, self.images, self.family)
 
+    @property
+    def expanded_length(self) -> int:
+        """How many tokens an engine is sent."""
+        return len(self.logical) + sum(image.tokens - 1 for image in self.images)
+
 
 class Renderer:
-    """Text by the `renderers` library with one pad per image; images by the family, from headers alone."""
+    """Text with one pad per image; images by the family, from headers alone. Safe to use from several threads."""
 
-    def __init__(self, text: Any, tokenizer: TextTokenizer, family: Family, store: Store) -> None:
+    def __init__(
+        self,
+        text: TextRenderer,
+        tokenizer: TextTokenizer,
+        family: Family,
+        store: Store,
+        *,
+        typed: Typed = "refuse",
+        max_tokens: int | None = None,
+    ) -> None:
         self._text = text
+        self._markup = Markup(family.placeholders.texts, list(tokenizer.special))
+        self._typed = typed
         self.tokenizer = tokenizer
         self.family = family
         self.store = store
+        self.max_tokens = max_tokens
 
     def ingest(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-        """Refuse what spells a placeholder, then put the images into the store.
+        """Refuse what spells a token, unless that is to be escaped, then put the images into the store.
 
         It is the only part of rendering that touches a disk; messages that went through it before
         are rendered without.
         """
-        refuse_placeholders(messages, tools, self.family.placeholders.texts)
+        check_messages(messages)
+        if self._typed == "refuse":
+            self._markup.refuse(messages, tools)
         return store_images(messages, self.store)
 
     def render(
@@ -60,11 +83,10 @@ class Renderer:
     ) -> Rendered:
         """A conversation from its beginning."""
         stored = self.ingest(messages, tools=tools)
+        plain, plain_tools = self._markup.plain(stored, tools)
         with _rendering():
-            tokens = self._text.render(
-                stored, tools=tools, add_generation_prompt=add_generation_prompt, process_multimodal=False
-            )
-        return self._rendered(tokens.token_ids, self._describe(stored), list(tokens.sampled_mask))
+            tokens = self._text.render(plain, tools=plain_tools, add_generation_prompt=add_generation_prompt)
+        return self._rendered(tokens, self._describe(stored), tokens.sampled)
 
     def bridge(
         self,
@@ -80,43 +102,46 @@ class Renderer:
         rendered anew, as a branch of its own.
         """
         stored = self.ingest(new_messages, tools=tools)
-        before = [*previous.logical, *completion_ids]
         if self.family.placeholders.pad in completion_ids:
             raise PrefixError("the completion contains an image placeholder, which nothing may sample")
-        with _rendering():
-            bridged = self._text.bridge_to_next_turn(
-                previous.logical, list(completion_ids), stored, tools=tools, process_multimodal=False
-            )
-        if bridged is None or bridged.token_ids[: len(before)] != before:
-            raise PrefixError(
-                "the new messages do not extend the conversation so far token for token",
-                remedy="Render the whole conversation anew, as a branch of its own",
-            )
+        plain, plain_tools = self._markup.plain(stored, tools)
+        before = [*previous.logical, *completion_ids]
+        with _rendering(), _bridging():
+            so_far = Tokens(previous.logical, previous.sampled, previous.transcript)
+            tokens = self._text.extend(so_far, completion_ids, plain, tools=plain_tools)
+            if tokens.ids[: len(before)] != before:
+                raise PrefixError("the new messages do not extend the conversation so far token for token")
         sampled = [*previous.sampled, *([True] * len(completion_ids))]
-        sampled += [False] * (len(bridged.token_ids) - len(sampled))
-        return self._rendered(bridged.token_ids, [*previous.images, *self._describe(stored)], sampled)
+        sampled += [False] * (len(tokens.ids) - len(sampled))
+        return self._rendered(tokens, [*previous.images, *self._describe(stored)], sampled)
 
     def parse(self, completion_ids: Sequence[int]) -> str:
         """The text that a completion says, without its stop token."""
-        content: str = self._text.parse_response(list(completion_ids)).content
-        return content
+        return self._text.parse(completion_ids)
 
     @property
     def stop_token_ids(self) -> list[int]:
-        ids: list[int] = self._text.get_stop_token_ids()
-        return ids
+        return self._text.stop_token_ids
 
     def _describe(self, stored: Sequence[Message]) -> list[ImageDescriptor]:
         return [self.family.describe(image) for image in images_of(stored)]
 
-    def _rendered(self, logical: list[int], images: list[ImageDescriptor], sampled: list[bool]) -> Rendered:
-        pads = int(np.count_nonzero(np.asarray(logical) == self.family.placeholders.pad))
+    def _rendered(self, tokens: Tokens, images: list[ImageDescriptor], sampled: list[bool]) -> Rendered:
+        pads = tokens.ids.count(self.family.placeholders.pad)
         if pads != len(images):
             raise RenderError(
                 f"the text renderer made {pads} image pads of {len(images)} images",
                 remedy="Images belong in user and tool messages; the model's template drops them elsewhere",
             )
-        return Rendered(logical, images, self.family, sampled)
+        rendered = Rendered(tokens.ids, images, self.family, sampled, tokens.transcript)
+        if self.max_tokens is not None and rendered.expanded_length > self.max_tokens:
+            raise PromptTooLongError(
+                f"the prompt takes {rendered.expanded_length} tokens, {self.max_tokens} are allowed: "
+                f"{rendered.expanded_length - sum(image.tokens for image in images)} are text, "
+                f"{sum(image.tokens for image in images)} belong to {len(images)} images",
+                remedy="Leave out turns or images, show smaller images, or allow more tokens",
+            )
+        return rendered
 
 
 @contextmanager
@@ -128,28 +153,37 @@ def _rendering() -> Iterator[None]:
         raise RenderError(f"these messages cannot be rendered: {error}") from error
 
 
-def load_renderer(model_dir: str | Path, store: Store) -> Renderer:
-    """The renderer of a checkpoint, writing images to `store`."""
-    family = load_family(model_dir)
-    if family.renderer is None:
-        raise CheckpointError(
-            f"no text renderer is known for this checkpoint of family {family.name!r}",
-            remedy="Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8 have one",
-        )
-    tokenizer = TextTokenizer.load(model_folder(model_dir))
-    return Renderer(_text_renderer(family.renderer, tokenizer), tokenizer, family, store)
-
-
-def _text_renderer(name: str, tokenizer: TextTokenizer) -> Any:
-    from renderers import config_from_name, create_renderer
-
+@contextmanager
+def _bridging() -> Iterator[None]:
+    """Whatever the reason why a turn cannot be extended, the remedy is one."""
     try:
-        return create_renderer(tokenizer, config_from_name(name))
-    except FilmrollError:
-        raise
-    except Exception as error:  # the library raises AssertionError, ValueError and others
-        raise CheckpointError(
-            f"the tokenizer does not serve the {name!r} renderer",
-            remedy="Its special tokens must be in it",
-            private=str(error),
-        ) from error
+        yield
+    except PrefixError as error:
+        raise PrefixError(error.problem, remedy="Render the whole conversation anew, as a branch of its own") from None
+
+
+def load_renderer(
+    model_dir: str | Path,
+    store: Store,
+    *,
+    typed: Typed = "refuse",
+    max_tokens: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Renderer:
+    """The renderer of a checkpoint, writing images to `store`.
+
+    The `renderers` library writes the text where it knows the family, else the checkpoint's own chat
+    template. `typed` says what becomes of special tokens that a text spells out: "refuse" raises,
+    "escape" keeps them as text. `max_tokens` bounds a prompt, expanded. `options` are switches of the
+    chat template, such as `add_vision_id` or `enable_thinking`.
+    """
+    if typed not in ("refuse", "escape"):
+        raise ConfigError(f"typed is {typed!r}", remedy='It is "refuse" or "escape"')
+    family = load_family(model_dir)
+    tokenizer = TextTokenizer.load(model_folder(model_dir))
+    text: TextRenderer
+    if family.renderer is None:
+        text = TemplateText.load(read_checkpoint(model_dir), family, tokenizer, options or {})
+    else:
+        text = LibraryText.load(family.renderer, tokenizer, options or {})
+    return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens)

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer.json as the `renderers` library wants it, without transformers or torch."""
+"""A checkpoint's tokenizer.json as text renderers want it, without transformers or torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from filmroll.families.tokenizer import read_tokenizer
+from filmroll.render.markup import SEAM
+
+Offsets = list[tuple[int, int]]
 
 
 class TextTokenizer:
-    """Encodes and decodes exactly as the checkpoint's fast tokenizer does."""
+    """Encodes and decodes exactly as the checkpoint's fast tokenizer does, but for seams.
+
+    What stands on both sides of a seam is encoded apart, so that nothing across it becomes one token.
+    """
 
     def __init__(self, tokenizer: Tokenizer, name_or_path: str) -> None:
         self._tokenizer = tokenizer
@@ -22,11 +28,16 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> TextTokenizer:
-        return cls(read_tokenizer(model_dir), str(model_dir))
+        tokenizer = read_tokenizer(model_dir)
+        # Some files ask for it; a prompt is neither cut nor filled up, as transformers does neither unless told to.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, str(model_dir))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        # In a batch, if only of one, because that lets go of the interpreter; fast, because it leaves out offsets.
+        pieces = self._tokenizer.encode_batch_fast(text.split(SEAM), add_special_tokens=add_special_tokens)
+        return [token for piece in pieces for token in piece.ids]
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
@@ -41,11 +52,36 @@ class TextTokenizer:
     def __call__(
         self, text: str, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> dict[str, list[Any]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        result: dict[str, list[Any]] = {"input_ids": encoding.ids}
-        if return_offsets_mapping:
-            result["offset_mapping"] = encoding.offsets
-        return result
+        if not return_offsets_mapping:
+            return {"input_ids": self.encode(text, add_special_tokens)}
+        ids, offsets = self.encode_with_offsets(text, add_special_tokens)
+        return {"input_ids": ids, "offset_mapping": offsets}
+
+    def encode_with_offsets(self, text: str, add_special_tokens: bool = False) -> tuple[list[int], Offsets]:
+        """Tokens, and where each begins and ends in the text."""
+        pieces = text.split(SEAM)
+        ids: list[int] = []
+        offsets: Offsets = []
+        begin = 0
+        for piece, encoding in zip(
+            pieces, self._tokenizer.encode_batch(pieces, add_special_tokens=add_special_tokens), strict=True
+        ):
+            ids += encoding.ids
+            offsets += [(begin + first, begin + last) for first, last in encoding.offsets]
+            begin += len(piece) + len(SEAM)
+        return ids, offsets
+
+    @property
+    def special(self) -> dict[str, int]:
+        """The special tokens by their spelling."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @property
+    def opening(self) -> list[int]:
+        """The tokens that the tokenizer itself puts before a text that does not begin with them."""
+        plain, opened = self.encode("a"), self.encode("a", add_special_tokens=True)
+        return opened[: -len(plain)] if opened[-len(plain) :] == plain else []
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,116 @@
+"""What writes a conversation's text in tokens: the interface, and the `renderers` library behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PrefixError
+from filmroll.render.messages import Message
+from filmroll.render.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A conversation as a chat template wrote it: its messages as the template took them, and the text they made."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A conversation in logical tokens, one pad for each image."""
+
+    ids: list[int]
+    sampled: list[bool]
+    """Which of them a model would have sampled; empty where nobody asks."""
+    transcript: Transcript | None = None
+    """What a chat template needs to go on from here; the library needs nothing but the tokens."""
+
+
+class TextRenderer(Protocol):
+    """Safe to use from several threads."""
+
+    @property
+    def stop_token_ids(self) -> list[int]: ...
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None, add_generation_prompt: bool
+    ) -> Tokens: ...
+
+    def extend(
+        self,
+        previous: Tokens,
+        completion_ids: Sequence[int],
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None,
+    ) -> Tokens:
+        """`previous`, the completion, and what follows, with a generation prompt; PrefixError where that cannot be."""
+
+    def parse(self, completion_ids: Sequence[int]) -> str:
+        """What a completion says, without its stop token and without its reasoning."""
+
+
+class LibraryText:
+    """A renderer of the `renderers` library, asked for one pad an image and for no image work."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+
+    @classmethod
+    def load(cls, name: str, tokenizer: TextTokenizer, options: Mapping[str, Any]) -> LibraryText:
+        from pydantic import ValidationError
+        from renderers import config_from_name, create_renderer
+
+        try:
+            config = type(config_from_name(name))(**options)
+            return cls(create_renderer(tokenizer, config))
+        except FilmrollError:
+            raise
+        except ValidationError as error:
+            raise ConfigError(
+                f"the {name!r} renderer does not take the options {dict(options)}",
+                remedy="See its configuration in the renderers library",
+                private=str(error),
+            ) from error
+        except Exception as error:  # the library raises AssertionError, ValueError and others
+            raise CheckpointError(
+                f"the tokenizer does not serve the {name!r} renderer",
+                remedy="Its special tokens must be in it",
+                private=str(error),
+            ) from error
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        ids: list[int] = self._renderer.get_stop_token_ids()
+        return ids
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None, add_generation_prompt: bool
+    ) -> Tokens:
+        made = self._renderer.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, process_multimodal=False
+        )
+        return Tokens(made.token_ids, list(made.sampled_mask))
+
+    def extend(
+        self,
+        previous: Tokens,
+        completion_ids: Sequence[int],
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None,
+    ) -> Tokens:
+        bridged = self._renderer.bridge_to_next_turn(
+            previous.ids, list(completion_ids), messages, tools=tools, process_multimodal=False
+        )
+        if bridged is None:
+            raise PrefixError("the model's way of writing conversations does not extend this one by these messages")
+        return Tokens(bridged.token_ids, [])
+
+    def parse(self, completion_ids: Sequence[int]) -> str:
+        content: str = self._renderer.parse_response(list(completion_ids)).content
+        return content
