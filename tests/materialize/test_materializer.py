@@ -130,6 +130,31 @@ def test_each_forgery_has_its_own_error(
     assert_same(loader.load([honest]), family.pixels([decode(store.read(honest.image), max_pixels=10**6)]))
 
 
+@pytest.mark.parametrize(("forge", "error", "said"), FORGERIES.values(), ids=FORGERIES)
+def test_what_was_seen_is_recalled_without_its_pixels(
+    store: Any,
+    family: QwenVL,
+    put: Put,
+    decoded: list[int],
+    forge: Change,
+    error: type[FilmrollError],
+    said: str,
+) -> None:
+    honest = family.describe(put(1))
+    loader = Materializer(store, family, cache_bytes=0)
+    assert not loader.recall(honest)
+    loader.load([honest])
+    decoded.clear()
+    assert loader.recall(honest)
+    forged = forge(honest)
+    if forged.family == honest.family and forged.identity[0] != honest.identity[0]:
+        assert not loader.recall(forged)
+    else:
+        with pytest.raises(error, match=said):
+            loader.recall(forged)
+    assert not decoded
+
+
 def test_claims_are_checked_in_order(store: Any, family: QwenVL, put: Put) -> None:
     """All forged at once, then mended one by one, each time the next check speaks; no byte is read before its turn."""
     loader, honest = Materializer(store, family), family.describe(put(1))

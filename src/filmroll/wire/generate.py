@@ -6,8 +6,9 @@ fields are passed over, as other servers and clients of this endpoint do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -103,14 +104,12 @@ def encode(message: GenerateRequest | GenerateAnswer) -> bytes:
 
 def read_request(body: bytes) -> GenerateRequest:
     """A request whose parts agree with each other, or a RequestError that names the field."""
-    try:
-        request = _request.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        problem, field = _field(str(error))
-        raise RequestError(f"the request cannot be read: {problem}", field=field) from None
-    if request.features is not None:
-        _check_features(request.features, len(request.token_ids))
-    return request
+    return _checked(lambda: _request.decode(body))
+
+
+def request_from(values: dict[str, Any]) -> GenerateRequest:
+    """`read_request` for a body that somebody else has decoded."""
+    return _checked(lambda: msgspec.convert(values, GenerateRequest))
 
 
 def read_answer(body: bytes) -> GenerateAnswer:
@@ -121,6 +120,17 @@ def read_answer(body: bytes) -> GenerateAnswer:
     if not answer.choices:
         raise EngineAnswerError("the engine's answer holds no choice")
     return answer
+
+
+def _checked(read: Callable[[], GenerateRequest]) -> GenerateRequest:
+    try:
+        request = read()
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        problem, field = _field(str(error))
+        raise RequestError(f"the request cannot be read: {problem}", field=field) from None
+    if request.features is not None:
+        _check_features(request.features, len(request.token_ids))
+    return request
 
 
 def _check_features(features: Features, prompt_tokens: int) -> None:
