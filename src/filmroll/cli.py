@@ -21,7 +21,7 @@ app = typer.Typer(
 app.add_typer(store_app)
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-EXTRAS = frozenset({"jinja2", "matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
+EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
 """Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from filmroll.families.tiny import build_tiny_model
+from tests.families.cases.base import Case
+from tests.families.theirs import processors
 
 QWEN3_VL = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
 MakeFolder = Callable[..., Path]
@@ -16,6 +20,26 @@ MakeFolder = Callable[..., Path]
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Where transformers' own processors work."""
+    with processors() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
+    """The folder of a case, written once."""
+
+    @cache
+    def build(case: Case) -> Path:
+        folder = tmp_path_factory.mktemp("case") / "model"
+        case.build(folder)
+        return folder
+
+    return build
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from filmroll.wire.descriptor import ImageDescriptor
 from tests.families.cases import EVERY_CASE
 from tests.families.cases.base import Case
 from tests.families.pictures import EDGES, MODES, Size, noise, of_mode, sizes, stored, turned
-from tests.families.theirs import Refusal, Theirs, processors
+from tests.families.theirs import Refusal, Theirs
 from tests.store.effort import effort
 
 pytestmark = pytest.mark.reliability
@@ -90,25 +90,6 @@ class Made:
         """Sizes that have a layout and cost little."""
         found = [size for size in sizes(self.case, 4 * count, seed, most=300) if self.layout(size)]
         return found[:count]
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    with processors() as pool:
-        yield pool
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
-    """The folder of a case, written once."""
-
-    @cache
-    def build(case: Case) -> Path:
-        folder = tmp_path_factory.mktemp("case") / "model"
-        case.build(folder)
-        return folder
-
-    return build
 
 
 @pytest.fixture(scope="session", params=EVERY_CASE, ids=lambda case: case.name)

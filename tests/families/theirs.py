@@ -75,6 +75,10 @@ class Theirs:
         """What a forward of the model takes: padded rows of tokens, and the images of each row."""
         return self._call(_inputs, list(texts), [list(row) for row in files])
 
+    def chat(self, messages: Sequence[Any], files: Sequence[bytes], tools: Sequence[Any] | None, options: Any) -> Any:
+        """The tokens of a conversation by the processor's own chat template; its images are `files`, in order."""
+        return self._call(_chat, list(messages), list(files), tools, dict(options))
+
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._pool.submit(function, self._of, *args).result()
 
@@ -155,6 +159,23 @@ def _processed(processor: Any, images: list[Any]) -> Arrays:
 
 def _each(of: _Of, files: list[bytes]) -> list[Arrays]:
     return [_arrays(of, [file]) for file in files]
+
+
+def _chat(of: _Of, messages: list[Any], files: list[bytes], tools: Any, options: dict[str, Any]) -> list[int]:
+    processor, images = _processor(of), [Image.open(io.BytesIO(file)) for file in files]
+    if of.flat:
+        # Called with messages, it would put the images into a list of their own.
+        text = processor.apply_chat_template(messages, tools=tools, add_generation_prompt=True, **options)
+        made = processor(text=[text], images=images or None)
+    else:
+        left = iter(images)
+        for part in (part for message in messages if message.get("content") for part in message["content"]):
+            if part["type"] == "image":
+                part["image"] = next(left)
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        made = processor.apply_chat_template(messages, tools=tools, **how, **options)
+    (ids,) = made["input_ids"]
+    return [int(token) for token in ids]
 
 
 def _inputs(of: _Of, texts: list[str], files: list[list[bytes]]) -> Arrays:
