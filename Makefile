@@ -37,7 +37,7 @@ reliability: $(READY)  ## the store's promises with full counts; ends with a dat
 bench: $(READY)  ## every benchmark, each with its table and one JSON line
 	for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
-$(READY): pyproject.toml constraints.txt src/filmroll/pixels/_kernels.c
+$(READY): pyproject.toml constraints.txt $(wildcard src/filmroll/pixels/c/*)
 	$(PYTHON) -c 'import sys; sys.exit("filmroll needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

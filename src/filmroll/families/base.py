@@ -16,7 +16,7 @@ from filmroll.errors import ImageFormatError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.pixels.late import normalize
-from filmroll.pixels.patches import UNCHANGED, Cut, Table, Values, cut
+from filmroll.pixels.patches import Cut, Table, Values, cut
 from filmroll.store.ingest.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -100,10 +100,10 @@ class Family(ABC):
 
     def __init__(self, table: npt.NDArray[np.float32]) -> None:
         """`table` is what each level of each channel becomes in float32, [3, 256]."""
-        self._tables: dict[Dtype, Table] = {
+        self._tables: dict[Dtype, Table | None] = {
             "float32": table,
             "bfloat16": table.astype(bfloat16),
-            "uint8": UNCHANGED,
+            "uint8": None,
         }
 
     @classmethod
@@ -135,8 +135,11 @@ class Family(ABC):
 
         A picture at a time, before `join`: what a processor pads, it pads after normalizing.
         """
+        table = self._tables[dtype]
+        if table is None:
+            return levels
         return {
-            name: normalize(array, self._tables[dtype], self.cut) if array.dtype == np.uint8 else array
+            name: normalize(array, table, self.cut) if array.dtype == np.uint8 else array
             for name, array in levels.items()
         }
 

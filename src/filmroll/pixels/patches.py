@@ -21,13 +21,11 @@ Rgb = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.generic]
 """Of the table's own type: float32, bfloat16, or the uint8 levels themselves."""
 Table = npt.NDArray[np.generic]
-"""[C, 256]: what each level of each channel becomes."""
+"""[C, 256]: what each level of each channel becomes, in two or four bytes."""
 Channels = tuple[float, float, float]
 
 CHANNELS = 3
 LEVELS = 256
-UNCHANGED: Table = np.repeat(np.arange(LEVELS, dtype=np.uint8)[None], CHANNELS, axis=0)
-"""The table of levels that are kept as they are, to be normalized later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +54,18 @@ def level_table(rescale: float | None, normalize: tuple[Channels, Channels] | No
     return normalized
 
 
-def cut(rgb: Rgb, table: Table, how: Cut) -> Values:
+def cut(rgb: Rgb, table: Table | None, how: Cut) -> Values:
     """The picture's values, [N, C, t, ph, pw] or [N, ph, pw, C], each level looked up in `table`.
 
-    H and W must be multiples of ph * m and pw * m.
+    Without a table they are the levels themselves, uint8, to be normalized later. H and W must be
+    multiples of ph * m and pw * m.
     """
     height, width, _ = rgb.shape
     tall, wide = how.patch or (height, width)
     bands, columns = height // (tall * how.merge), width // (wide * how.merge)
     count = bands * columns * how.merge**2
     shape = (tall, wide, CHANNELS) if how.channels_last else (CHANNELS, how.temporal, tall, wide)
-    out = np.empty((count, *shape), table.dtype)
+    out = np.empty((count, *shape), np.uint8 if table is None else table.dtype)
     if compiled is None:
         _cut(rgb, table, out.reshape(bands, columns, how.merge, how.merge, *shape), how)
     else:
@@ -74,15 +73,15 @@ def cut(rgb: Rgb, table: Table, how: Cut) -> Values:
         # Bytes, because no buffer says bfloat16.
         compiled.cut(
             np.ascontiguousarray(rgb),
-            np.ascontiguousarray(table).view(np.uint8),
+            None if table is None else np.ascontiguousarray(table).view(np.uint8),
             out.view(np.uint8),
             numbers,
-            table.itemsize,
+            out.itemsize,
         )
     return out
 
 
-def _cut(rgb: Rgb, table: Table, out: Values, how: Cut) -> None:
+def _cut(rgb: Rgb, table: Table | None, out: Values, how: Cut) -> None:
     """`cut` by numpy alone, into [h / m, w / m, m, m, ...].
 
     Band by band, m patches high, so that the one intermediate array stays in the processor's cache.
@@ -91,6 +90,9 @@ def _cut(rgb: Rgb, table: Table, out: Values, how: Cut) -> None:
     tall, wide = how.patch or rgb.shape[:2]
     tiles = rgb.reshape(bands, merge, tall, columns, merge, wide, CHANNELS).transpose(0, 6, 3, 1, 4, 2, 5)
     rows = np.moveaxis(out, -1, 4)[:, :, :, :, :, None] if how.channels_last else out
+    if table is None:
+        rows[...] = np.moveaxis(tiles, 1, 4)[:, :, :, :, :, None]
+        return
     # An index array of numpy's own index type: take() would convert any other to it, anew for each call.
     levels = np.empty(tiles.shape[2:], np.intp)
     for band in range(bands):

@@ -1,0 +1,154 @@
+/* Cutting: patches in the order and layout of filmroll.pixels.patches. */
+
+#include "kernels.h"
+
+typedef struct {
+    int bands, columns, merge, tall, wide, temporal, channels_last;
+} Shape;
+
+#define CUT(NAME, VALUE)                                                                                     \
+    static void NAME(const uint8_t *in, const VALUE *table, VALUE *out, Shape shape) {                       \
+        size_t row_bytes = (size_t)shape.columns * shape.merge * shape.wide * CHANNELS;                      \
+        size_t plane = (size_t)shape.tall * shape.wide;                                                      \
+        for (int band = 0; band < shape.bands; band++)                                                       \
+            for (int column = 0; column < shape.columns; column++)                                           \
+                for (int down = 0; down < shape.merge; down++)                                               \
+                    for (int right = 0; right < shape.merge; right++) {                                      \
+                        const uint8_t *patch = in +                                                          \
+                            ((size_t)band * shape.merge + down) * shape.tall * row_bytes +                   \
+                            ((size_t)column * shape.merge + right) * shape.wide * CHANNELS;                  \
+                        if (shape.channels_last) {                                                           \
+                            for (int y = 0; y < shape.tall; y++)                                             \
+                                for (int x = 0; x < shape.wide * CHANNELS; x += CHANNELS) {                  \
+                                    const uint8_t *pixel = patch + y * row_bytes + x;                        \
+                                    *out++ = table[pixel[0]];                                                \
+                                    *out++ = table[LEVELS + pixel[1]];                                       \
+                                    *out++ = table[2 * LEVELS + pixel[2]];                                   \
+                                }                                                                            \
+                            continue;                                                                        \
+                        }                                                                                    \
+                        VALUE *red = out, *green = out + plane * shape.temporal,                             \
+                              *blue = out + 2 * plane * shape.temporal;                                      \
+                        for (int y = 0; y < shape.tall; y++) {                                               \
+                            const uint8_t *pixel = patch + y * row_bytes;                                    \
+                            for (int x = 0; x < shape.wide; x++, pixel += CHANNELS) {                        \
+                                *red++ = table[pixel[0]];                                                    \
+                                *green++ = table[LEVELS + pixel[1]];                                         \
+                                *blue++ = table[2 * LEVELS + pixel[2]];                                      \
+                            }                                                                                \
+                        }                                                                                    \
+                        for (int channel = 0; channel < CHANNELS; channel++)                                 \
+                            for (int copy = 1; copy < shape.temporal; copy++)                                \
+                                memcpy(out + (channel * shape.temporal + copy) * plane,                      \
+                                       out + channel * shape.temporal * plane, plane * sizeof(VALUE));       \
+                        out += CHANNELS * shape.temporal * plane;                                            \
+                    }                                                                                        \
+    }
+
+CUT(cut_16, uint16_t)
+CUT(cut_32, uint32_t)
+
+/* A row of pixels to a row of each channel, one after another. */
+FOR_EVERY_CPU static void part_channels(const uint8_t *restrict row, uint8_t *restrict parted, size_t width) {
+    uint8_t *restrict red = parted, *restrict green = parted + width, *restrict blue = parted + 2 * width;
+    for (size_t x = 0; x < width; x++) {
+        red[x] = row[x * CHANNELS];
+        green[x] = row[x * CHANNELS + 1];
+        blue[x] = row[x * CHANNELS + 2];
+    }
+}
+
+/* What is too short for memcpy to be worth its call: 16 or 8 bytes at a time, the last ones overlapping. */
+static inline void copy_short(uint8_t *restrict to, const uint8_t *restrict from, size_t nbytes) {
+    if (nbytes >= 16) {
+        for (size_t i = 0; i + 16 < nbytes; i += 16) memcpy(to + i, from + i, 16);
+        memcpy(to + nbytes - 16, from + nbytes - 16, 16);
+    } else if (nbytes >= 8) {
+        memcpy(to, from, 8);
+        memcpy(to + nbytes - 8, from + nbytes - 8, 8);
+    } else {
+        for (size_t i = 0; i < nbytes; i++) to[i] = from[i];
+    }
+}
+
+/* One row of the picture to a row of each patch that it passes; `out` is that row in the first of them. */
+static inline void spread(const uint8_t *in, const uint8_t *parted, uint8_t *out, Shape shape, size_t wide) {
+    size_t plane = shape.tall * wide, patch = CHANNELS * shape.temporal * plane;
+    size_t width = (size_t)shape.columns * shape.merge * wide;
+    for (int column = 0; column < shape.columns; column++, out += (size_t)shape.merge * (shape.merge - 1) * patch)
+        for (int right = 0; right < shape.merge; right++, out += patch, in += wide * CHANNELS, parted += wide)
+            if (shape.channels_last)
+                copy_short(out, in, wide * CHANNELS);
+            else
+                for (int copy = 0; copy < shape.temporal; copy++)
+                    for (int channel = 0; channel < CHANNELS; channel++)
+                        copy_short(out + (channel * shape.temporal + copy) * plane, parted + channel * width, wide);
+}
+
+/* Twice as fast where the compiler knows how wide a patch is: as wide as those of most towers. */
+static void spread_levels(const uint8_t *in, const uint8_t *parted, uint8_t *out, Shape shape) {
+    if (shape.wide == 14)
+        spread(in, parted, out, shape, 14);
+    else if (shape.wide == 16)
+        spread(in, parted, out, shape, 16);
+    else
+        spread(in, parted, out, shape, shape.wide);
+}
+
+/* The levels as they are. */
+static int cut_levels(const uint8_t *in, uint8_t *out, Shape shape) {
+    size_t row = (size_t)shape.wide * (shape.channels_last ? CHANNELS : 1);
+    size_t patch = (size_t)CHANNELS * shape.temporal * shape.tall * shape.wide;
+    size_t width = (size_t)shape.columns * shape.merge * shape.wide, merged = (size_t)shape.merge * shape.merge;
+    uint8_t *parted = malloc(width * CHANNELS);
+    if (!parted) return -1;
+    for (int band = 0; band < shape.bands; band++, out += merged * (shape.columns - 1) * patch)
+        for (int down = 0; down < shape.merge; down++, out += shape.merge * patch)
+            for (int y = 0; y < shape.tall; y++, in += width * CHANNELS) {
+                if (!shape.channels_last) part_channels(in, parted, width);
+                spread_levels(in, parted, out + y * row, shape);
+            }
+    free(parted);
+    return 0;
+}
+
+/* Values of `size` bytes; levels where `values` is None. */
+PyObject *py_cut(PyObject *module, PyObject *args) {
+    PyObject *from, *values, *to;
+    Py_buffer in, table = {0}, out;
+    Shape shape;
+    Py_ssize_t pixels;
+    int size, failed = 0;
+    if (!PyArg_ParseTuple(args, "OOO(iiiiiii)i", &from, &values, &to, &shape.bands, &shape.columns, &shape.merge,
+                          &shape.tall, &shape.wide, &shape.temporal, &shape.channels_last, &size))
+        return NULL;
+    if (shape.bands < 1 || shape.columns < 1 || shape.merge < 1 || shape.tall < 1 || shape.wide < 1 ||
+        shape.temporal < 1 || (shape.channels_last && shape.temporal > 1) ||
+        (values == Py_None ? size != 1 : size != 2 && size != 4)) {
+        PyErr_SetString(PyExc_ValueError, "this is no cut");
+        return NULL;
+    }
+    pixels = (Py_ssize_t)shape.bands * shape.columns * shape.merge * shape.merge * shape.tall * shape.wide;
+    if (get(from, &in, PyBUF_SIMPLE, pixels * CHANNELS)) return NULL;
+    if (size > 1 && get(values, &table, PyBUF_SIMPLE, (Py_ssize_t)CHANNELS * LEVELS * size)) {
+        PyBuffer_Release(&in);
+        return NULL;
+    }
+    if (get(to, &out, PyBUF_WRITABLE, pixels * CHANNELS * shape.temporal * size)) {
+        PyBuffer_Release(&in);
+        PyBuffer_Release(&table);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (size == 1)
+        failed = cut_levels(in.buf, out.buf, shape);
+    else if (size == 2)
+        cut_16(in.buf, table.buf, out.buf, shape);
+    else
+        cut_32(in.buf, table.buf, out.buf, shape);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&out);
+    return finish(failed);
+}
