@@ -15,9 +15,11 @@ from filmroll.errors import FilmrollError, PlacementError, RequestError
 from filmroll.families.base import Family
 from filmroll.materialize.materializer import Materializer, check_placements
 from filmroll.materialize.sheet import Picture
-from filmroll.wire.descriptor import ImageDescriptor, read_reference
+from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.foreign import ForeignDescriptor
 from filmroll.wire.generate import Features, GenerateRequest, Placeholder
 from filmroll.wire.receipt import Receipt
+from filmroll.wire.reference import read_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Claims:
 
 def resolve(request: GenerateRequest, family: Family, materializer: Materializer) -> Resolved:
     """Read and check everything the request says about images, then load and decode them."""
-    claims = read_claims(request, family)
+    claims = read_claims(request, family, materializer)
     if not claims.descriptors:
         return Resolved()
     with named(claims.field):
@@ -48,11 +50,16 @@ def resolve(request: GenerateRequest, family: Family, materializer: Materializer
     return Resolved(materialized.pictures, materialized.receipt)
 
 
-def read_claims(request: GenerateRequest, family: Family) -> Claims:
-    """Everything the request says about images, read and checked as far as that needs no image."""
+def read_claims(request: GenerateRequest, family: Family, materializer: Materializer) -> Claims:
+    """Everything the request says about images, read and checked as far as that needs no image.
+
+    Other systems' references need theirs: they do not say how many tokens it takes.
+    """
     modality = _modality(request.features)
     where = f"features.mm_placeholders.{modality}" if modality else "token_ids"
-    descriptors, spans = _references(request.features, modality) if request.features and modality else ([], [])
+    descriptors, spans = (
+        _references(request.features, modality, materializer) if request.features and modality else ([], [])
+    )
     with named(where):
         check_placements(request.token_ids, [span.offset for span in spans], descriptors, family)
         _check_apart(spans)
@@ -67,7 +74,9 @@ def _modality(features: Features | None) -> str | None:
     return used[0] if used else None
 
 
-def _references(features: Features, modality: str) -> tuple[list[ImageDescriptor], list[Placeholder]]:
+def _references(
+    features: Features, modality: str, materializer: Materializer
+) -> tuple[list[ImageDescriptor], list[Placeholder]]:
     where = f"features.kwargs_data.{modality}"
     if features.kwargs_data is None:
         raise RequestError(
@@ -79,27 +88,32 @@ def _references(features: Features, modality: str) -> tuple[list[ImageDescriptor
     descriptors = []
     for index, text in enumerate(features.kwargs_data[modality]):
         with named(where, index):
-            descriptor = read_reference(text)
-            _check_agreement(descriptor, modality, features.mm_hashes[modality][index], spans[index], index)
+            read = read_reference(text)
+            _check_agreement(read, modality, features.mm_hashes[modality][index], index)
+            descriptor = materializer.complete(read)
+            _check_length(descriptor, modality, spans[index], index)
         descriptors.append(descriptor)
     return descriptors, spans
 
 
-def _check_agreement(descriptor: ImageDescriptor, modality: str, digest: str, span: Placeholder, index: int) -> None:
-    """The three parallel lists speak of the same image."""
-    if descriptor.modality != modality:
+def _check_agreement(read: ImageDescriptor | ForeignDescriptor, modality: str, digest: str, index: int) -> None:
+    """The parallel lists speak of the same image."""
+    if read.modality != modality:
         raise RequestError(
-            f"the reference is of modality {descriptor.modality!r}, it stands under {modality[:64]!r}",
+            f"the reference is of modality {read.modality!r}, it stands under {modality[:64]!r}",
             field=f"features.kwargs_data.{modality}",
             index=index,
         )
-    if digest != descriptor.image.sha256:
+    if digest != (read.image.sha256 if isinstance(read, ImageDescriptor) else read.mm_hash):
         raise RequestError(
             "it is not the digest of the image that the reference names",
-            remedy="mm_hashes holds the whole sha256 of each stored image",
+            remedy="mm_hashes holds the whole sha256 of each stored image; of other systems' references, their mm_hash",
             field=f"features.mm_hashes.{modality}",
             index=index,
         )
+
+
+def _check_length(descriptor: ImageDescriptor, modality: str, span: Placeholder, index: int) -> None:
     if span.length != descriptor.tokens:
         raise RequestError(
             f"the placeholder is {span.length} tokens long, the image is {descriptor.tokens}",

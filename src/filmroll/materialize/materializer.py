@@ -11,16 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
 from filmroll.families.base import Arrays, Dtype, Family
-from filmroll.image import ImageRef
+from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
+from filmroll.materialize.foreign import completed
 from filmroll.materialize.sheet import Picture, owned
 from filmroll.pixels.decode import decode
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.foreign import ForeignDescriptor
 from filmroll.wire.receipt import Receipt
 
 CACHE_BYTES = 256 * 2**20
@@ -82,12 +85,17 @@ class Materializer:
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._seen_lock = threading.Lock()
 
-    def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
+    def complete(self, descriptor: ImageDescriptor | ForeignDescriptor) -> ImageDescriptor:
+        """The same descriptor; of another system's, what the image that it names and the family say together."""
+        return descriptor if isinstance(descriptor, ImageDescriptor) else completed(descriptor, self.store, self.family)
+
+    def load(self, descriptors: Sequence[ImageDescriptor | ForeignDescriptor]) -> Materialized:
         """Every image verified, decoded and processed, in order; else the error, with the image's index."""
         at_hand: dict[tuple[str, str], _Developed] = {}
         pictures = []
-        for index, descriptor in enumerate(descriptors):
+        for index, claimed in enumerate(descriptors):
             try:
+                descriptor = self.complete(claimed)
                 developed = self._load(descriptor, at_hand.get(descriptor.identity))
             except FilmrollError as error:
                 raise error.at(index=index) from error
@@ -130,7 +138,7 @@ class Materializer:
         for array in arrays.values():
             array.flags.writeable = False
         picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)
-        seen = _Seen(verified=descriptor.image, width=width, height=height)
+        seen = _Seen(verified=_place(descriptor.image), width=width, height=height)
         self._remember(descriptor.identity, seen)
         return _Developed(seen, picture)
 
@@ -139,6 +147,11 @@ class Materializer:
             self._seen[identity] = seen
             if len(self._seen) > MAX_SEEN:
                 del self._seen[next(iter(self._seen))]
+
+
+def _place(image: ImageRef) -> ImageRef:
+    """The reference, less an image inside it, which would be kept as long: that one is read again to be verified."""
+    return image if inline_media_type(image.uri) is None else msgspec.structs.replace(image, uri=INLINE)
 
 
 def check_placements(
