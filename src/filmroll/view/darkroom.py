@@ -12,7 +12,7 @@ import msgspec
 from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageDamagedError, ImageNotFoundError
-from filmroll.image import ImageRef
+from filmroll.image import INLINE, ImageRef
 from filmroll.store import open_store
 from filmroll.store.keys import object_key, object_name
 
@@ -103,6 +103,8 @@ class Darkroom:
         return None, problem
 
     def _read(self, ref: ImageRef) -> bytes:
+        if ref.uri.startswith(INLINE):
+            return self._store.read(ref)
         # A run's folder may have been moved since: an image is looked for by its digest, in the store
         # as it lies now, wherever its uri says it once was.
         place = self._store.shelf.uri(object_key(object_name(ref.sha256, ref.media_type)))
