@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -21,6 +21,7 @@ from filmroll.errors import ConfigError
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
 from filmroll.train.step import TrainerConfig
+from filmroll.wire.transport import Window
 
 TINY = "tiny:qwen3_vl"
 """The small random model that a run builds for itself."""
@@ -48,6 +49,8 @@ class RunConfig(Section):
 class MultimodalConfig(Section):
     """The `[multimodal]` section."""
 
+    mode: Literal["raw", "inline"] = "raw"
+    """How images travel: as references into the store, or inside their references, without a store."""
     store: str = ""
     """Where images are kept, a folder or a bucket's URL; empty means assets/images in the run's folder."""
     cache: str = ""
@@ -66,6 +69,27 @@ class MultimodalConfig(Section):
     """Longest time for fetching one, redirects included."""
     fetch_private: bool = False
     """Fetch from addresses that are not public, too, such as those of this network."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> MultimodalConfig:
+        if self.mode == "inline" and (self.store or self.cache):
+            raise ValueError("mode inline keeps images nowhere: leave store and cache empty")
+        return self
+
+
+class TransportConfig(Section):
+    """The `[transport]` section: how samples get to the trainer."""
+
+    kind: Literal["zmq", "files"] = "zmq"
+    """`zmq`: through a socket. `files`: through a folder, where they outlive the processes of the run."""
+    window_messages: int = Field(default=64, ge=2)
+    """Most steps whose samples are kept because no checkpoint holds what was learnt from them."""
+    window_mb: int = Field(default=2048, ge=2)
+    """Most MiB of them; the samples of one step may take half of it."""
+
+    @property
+    def window(self) -> Window:
+        return Window(self.window_messages, self.window_mb << 20)
 
 
 class WarmupConfig(Section):
@@ -153,6 +177,7 @@ class Config(BaseSettings):
     run: RunConfig = RunConfig()
     environment: EnvironmentConfig = ColorCodewordConfig()
     multimodal: MultimodalConfig = MultimodalConfig()
+    transport: TransportConfig = TransportConfig()
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()
     sampling: SamplingConfig = SamplingConfig()

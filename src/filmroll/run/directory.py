@@ -16,11 +16,12 @@ from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 from filmroll.store import HttpSources, Limits, Store, open_store
 from filmroll.store.keys import named_object
+from filmroll.store.nowhere import URL as INLINE_URL
 
 
 class RunDirectory:
     """`config.json`, `manifest`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
-    `checkpoints/`, `processes/`, `logs/`, `model/`, `report.html`.
+    `checkpoints/`, `samples/`, `processes/`, `logs/`, `model/`, `report.html`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +33,7 @@ class RunDirectory:
         self.rollouts = self.path / "rollouts"
         self.weights = self.path / "weights"
         self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
         self.processes = self.path / "processes"
         self.logs = self.path / "logs"
         self.model = self.path / "model"
@@ -81,6 +83,8 @@ class RunDirectory:
 
     def store_url(self, config: Config) -> str:
         """Where this run's images are; every process asks here."""
+        if config.multimodal.mode == "inline":
+            return INLINE_URL
         return config.multimodal.store or str(self.path / "assets" / "images")
 
     def open_store(self, config: Config) -> Store:
@@ -96,6 +100,17 @@ class RunDirectory:
             cache=chosen.cache or None,
             cache_bytes=chosen.cache_mb << 20,
         )
+
+    def samples_place(self, config: Config) -> str:
+        """Where the trainer waits for samples: on this machine, or in this folder."""
+        return "tcp://127.0.0.1" if config.transport.kind == "zmq" else str(self.samples)
+
+    def steps_noted(self) -> int:
+        """How many steps, of both phases, have a row in the metrics."""
+        if not self.metrics_file.exists():
+            return 0
+        rows = (json.loads(line) for line in self.metrics_file.read_text().splitlines())
+        return len({(row["phase"], row["step"]) for row in rows})
 
     def manifest_name(self) -> str:
         """What the run's store calls the manifest of the images that this run refers to."""
