@@ -93,16 +93,26 @@ class TemplateText:
         if not set(body).isdisjoint(self._stops):
             raise PrefixError("the completion goes on after a token that ends an answer")
         said = without_marks(self._tokenizer.decode(body))
-        longer = [*before.messages, *map(self._forms.dressed, ({"role": "assistant", "content": said}, *messages))]
-        text = self._template.write(longer, tools=tools, add_generation_prompt=True).text
-        so_far = before.text + said
-        if not text.startswith(so_far):
-            raise PrefixError("the chat template writes what was said before otherwise once more follows")
-        rest = self._tokenizer.encode(text[len(so_far) :])
+        longer, text = self._written_on(before, said, messages, tools)
+        rest = self._tokenizer.encode(text[len(before.text) + len(said) :])
         if not rest or rest[0] not in self._stops or (ended and rest[:1] != ended):
             raise PrefixError("the chat template does not end an answer with the token that ended this one")
         ids = [*previous.ids, *completion, *rest[len(ended) :]]
-        return Tokens(ids, [], Transcript(tuple(longer), text))
+        return Tokens(ids, [], Transcript(longer, text))
+
+    def _written_on(
+        self, before: Transcript, said: str, messages: Sequence[Message], tools: Sequence[Any] | None
+    ) -> tuple[tuple[Mapping[str, Any], ...], str]:
+        """The longer conversation and its text, which begins with the shorter one's and what was said."""
+        after = [self._forms.dressed(message) for message in messages]
+        # Some templates write the space themselves that a model says first.
+        for content in dict.fromkeys((said, said.lstrip())):
+            answer = self._forms.dressed({"role": "assistant", "content": content})
+            longer = (*before.messages, answer, *after)
+            text = self._template.write(longer, tools=tools, add_generation_prompt=True).text
+            if text.startswith(before.text + said):
+                return longer, text
+        raise PrefixError("the chat template writes what was said before otherwise once more follows")
 
     def parse(self, completion_ids: Sequence[int]) -> str:
         ids = list(completion_ids)
