@@ -12,7 +12,7 @@ import msgspec
 
 from filmroll.errors import ReferenceFormatError
 from filmroll.image import MAX_INLINE_BYTES
-from filmroll.wire.descriptor import Fingerprint, Grid, Name, refuse_tensors
+from filmroll.wire.descriptor import Fingerprint, Name, refuse_tensors
 
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16,64}\Z")]
 """The first digits of the sha256 of the image's bytes, or all."""
@@ -111,14 +111,15 @@ def foreign_of(form: ForeignDescriptorForm | ForeignReferenceForm) -> ForeignDes
 
 def grids_of(payload: dict[str, Any]) -> dict[str, list[list[int]]]:
     """Grids, which are written with or without a list around them; other values say nothing of an image's layout."""
-    grids: dict[str, list[list[int]]] = {}
-    for name, value in payload.items():
-        try:
-            grids[name] = [msgspec.convert(value[0] if _is_nested(value) else value, Grid)]
-        except msgspec.ValidationError:
-            continue
-    return grids
+    inner = {name: value[0] if _is_nested(value) else value for name, value in payload.items()}
+    return {name: [value] for name, value in inner.items() if _is_grid(value)}
 
 
 def _is_nested(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], list)
+
+
+def _is_grid(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 3 and all(type(side) is int and 1 <= side <= 2**24 for side in value)
+    )
