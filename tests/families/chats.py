@@ -9,7 +9,7 @@ GEMMA3 = """\
     {%- if message.role == 'system' %}
         {%- set opening.text = (message.content if message.content is string else message.content[0].text) + '\\n\\n' %}
     {%- else %}
-        {%- if message.role not in ('user', 'assistant') %}{{ raise_exception('roles are user and assistant') }}{% endif %}
+        {%- if message.role not in ('user', 'assistant') %}{{ raise_exception('no such role') }}{% endif %}
         {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\\n' + opening.text }}
         {%- set opening.text = '' %}
         {%- if message.content is string %}
@@ -103,6 +103,7 @@ SMOLVLM = """\
 {%- endif %}
 """
 """Writes the space itself that a model says first."""
+
 
 def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}

@@ -4,6 +4,7 @@ The writers' wing: no torch, no image processor.
 """
 
 from filmroll.render.expand import Expanded, expand
+from filmroll.render.pool import RendererPool
 from filmroll.render.renderer import Rendered, Renderer, load_renderer
 
-__all__ = ["Expanded", "Rendered", "Renderer", "expand", "load_renderer"]
+__all__ = ["Expanded", "Rendered", "Renderer", "RendererPool", "expand", "load_renderer"]
