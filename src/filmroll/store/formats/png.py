@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 
 from filmroll.store.formats.base import Header, Limits, broken, most_parts, too_many_parts
 from filmroll.store.formats.metadata import Budget, upright_exif, upright_xmp
+
+try:  # A tenth of zlib's time, which is one in twenty of a whole decode.
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -68,7 +72,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         if not (name.isalpha() and name.isascii()):
             raise broken("PNG", "a chunk has no name")
         (checksum,) = struct.unpack_from(">L", data, end)
-        if zlib.crc32(view[place + 4 : end]) != checksum:
+        if crc32(view[place + 4 : end]) != checksum:
             raise broken("PNG", f"the checksum of its {name.decode()} chunk is wrong")
         yield name, view[place + 8 : end]
         if name == b"IEND":
