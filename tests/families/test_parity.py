@@ -24,10 +24,11 @@ from PIL import Image
 
 from filmroll.errors import CheckpointError, FilmrollError, ImageFormatError, LayoutError, TrainingError
 from filmroll.families import Family, load_family
+from filmroll.families.base import Dtype
 from filmroll.families.recipe import Backend
 from filmroll.image import ImageRef
 from filmroll.materialize import Materializer
-from filmroll.materialize.feed import feeding, load_model, model_inputs
+from filmroll.materialize.feed import feeding, load_model, model_inputs, picture_inputs
 from filmroll.materialize.sheet import Picture, Sheet
 from filmroll.pixels.decode import decode
 from filmroll.render.expand import expand
@@ -219,6 +220,23 @@ def test_levels_normalized_late_are_the_same_values(seen: Made) -> None:
         np.testing.assert_array_equal(late[name], array)
 
 
+def test_a_model_is_fed_the_same_values_from_levels(seen: Made) -> None:
+    """To the last bit, wherever they are normalized: no model can tell what was kept until then."""
+    pictures = [noise(*size, seed) for seed, size in enumerate(seen.small_sizes(3, 6))]
+    dtypes: tuple[Dtype, ...] = ("float32", "uint8")
+    early, late = (
+        picture_inputs(
+            seen.family,
+            Sheet.of([_picture(seen.family, str(number), pictures[number], dtype) for number in (0, 1, 0, 2)]),
+        )
+        for dtype in dtypes
+    )
+    assert list(early) == list(late)
+    for name, value in early.items():
+        assert late[name].dtype == value.dtype
+        assert torch.equal(late[name], value)
+
+
 def test_no_images_are_no_arrays(made: Made) -> None:
     assert made.family.pixels([]) == {}
 
@@ -337,9 +355,9 @@ def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made
     torch.testing.assert_close(once[there], expected[there], rtol=0, atol=1e-5)
 
 
-def _picture(family: Family, name: str, rgb: Any) -> Picture:
+def _picture(family: Family, name: str, rgb: Any, dtype: Dtype = "uint8") -> Picture:
     height, width, _ = rgb.shape
-    return Picture((name, family.recipe), family.layout(width, height).features, family.pixels([rgb]))
+    return Picture((name, family.recipe), family.layout(width, height).features, family.pixels([rgb], dtype))
 
 
 # Names

@@ -283,11 +283,20 @@ def test_law_counted(store: Any, family: QwenVL, put: Put, numbers: list[int], f
 
 def test_the_cache_is_bounded(store: Any, family: QwenVL, put: Put) -> None:
     descriptors = [family.describe(put(seed)) for seed in range(5)]
-    one = sum(array.nbytes for array in Materializer(store, family).load(descriptors[:1]).arrays.values())
+    (picture,) = Materializer(store, family).load(descriptors[:1]).pictures
+    one = sum(array.nbytes for array in picture.arrays.values())
     loader = Materializer(store, family, cache_bytes=3 * one)
     loader.load(descriptors)
     counts = loader.cache_counts()
     assert (counts.items, counts.nbytes, counts.evicted, counts.misses) == (3, 3 * one, 2, 5)
+
+
+def test_what_is_kept_is_an_eighth_of_the_values(store: Any, family: QwenVL, put: Put) -> None:
+    loader = Materializer(store, family)
+    loaded = loader.load([family.describe(put(seed)) for seed in range(3)])
+    values, grids = loaded.arrays["pixel_values"], loaded.arrays["image_grid_thw"]
+    assert values.dtype == np.float32
+    assert loader.cache_counts().nbytes == values.nbytes // 8 + grids.nbytes
 
 
 def assert_same(loaded: Materialized, expected: dict[str, Any]) -> None:

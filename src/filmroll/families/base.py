@@ -97,9 +97,11 @@ class Family(ABC):
     placeholders: Placeholders
     forward: ForwardPolicy
     cut: Cut
+    table: npt.NDArray[np.float32]
+    """[3, 256]: what each level of each channel becomes."""
 
     def __init__(self, table: npt.NDArray[np.float32]) -> None:
-        """`table` is what each level of each channel becomes in float32, [3, 256]."""
+        self.table = table
         self._tables: dict[Dtype, Table | None] = {
             "float32": table,
             "bfloat16": table.astype(bfloat16),

@@ -15,12 +15,13 @@ import numpy as np
 
 from filmroll.errors import CheckpointError, ReceiptError, TrainingError
 from filmroll.families.hub import name_and_revision
+from filmroll.materialize.late import normalize
 from filmroll.materialize.sheet import Sheet, owned
 
 if TYPE_CHECKING:
     import torch
 
-    from filmroll.families.base import Arrays, Family
+    from filmroll.families.base import Family
 
 SUPPRESSED = -1e9
 """The logit of a token that cannot be sampled: finite, so that softmax and its gradient are too."""
@@ -69,13 +70,23 @@ def model_inputs(
 
 
 def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """The part of `model_inputs` that comes from pictures; {} for none."""
+    """The part of `model_inputs` that comes from pictures; {} for none. Levels become values here, not before."""
     import torch
 
+    if not sheet.places:
+        return {}
+    if family.forward.grid is None:
+        distinct = [family.normalized(picture.arrays) for picture in sheet.distinct]
+        joined = owned(family.join([distinct[place] for place in sheet.places]))
+    else:
+        joined = {name: sheet.array(name, everywhere=name == family.forward.grid) for name in sheet.distinct[0].arrays}
+    inputs = {
+        name: torch.from_numpy(array).to(device) for name, array in joined.items() if name not in family.forward.unused
+    }
+    table = torch.from_numpy(family.table).to(device)
     return {
-        name: torch.from_numpy(array).to(device)
-        for name, array in _pictures(family, sheet).items()
-        if name not in family.forward.unused
+        name: normalize(array, table, family.cut) if array.dtype == torch.uint8 else array
+        for name, array in inputs.items()
     }
 
 
@@ -94,21 +105,6 @@ def rope_positions(model: Any, family: Family, rows: Sequence[Sequence[int] | An
     outlines = tuple(replace(picture, arrays={grid: picture.arrays[grid]}) for picture in sheet.distinct)
     positions: torch.Tensor = rule(**model_inputs(family, rows, Sheet(outlines, sheet.places), pad="right"))[0]
     return positions
-
-
-def _pictures(family: Family, sheet: Sheet) -> Arrays:
-    if not sheet.places:
-        return {}
-    grid = family.forward.grid
-    # Levels become values only here: what is kept between steps stays small.
-    distinct = [family.normalized(picture.arrays) for picture in sheet.distinct]
-    everywhere = [distinct[place] for place in sheet.places]
-    if grid is None:
-        return owned(family.join(everywhere))
-    return {
-        name: np.concatenate([arrays[name] for arrays in (everywhere if name == grid else distinct)])
-        for name in distinct[0]
-    }
 
 
 def _padded(family: Family, rows: Sequence[Sequence[int] | Any], pad: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
-from filmroll.families.base import Arrays, Dtype, Family
+from filmroll.families.base import Arrays, Family
 from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
 from filmroll.materialize.foreign import completed
@@ -43,8 +43,9 @@ class Materialized:
 
     @property
     def arrays(self) -> Arrays:
-        """The arrays of all pictures as one `family.pixels` call gives them; {} for no pictures."""
-        return owned(self.family.join([picture.arrays for picture in self.pictures])) if self.pictures else {}
+        """The arrays of all pictures as one `family.pixels` call gives them, in float32; {} for no pictures."""
+        values = [self.family.normalized(picture.arrays) for picture in self.pictures]
+        return owned(self.family.join(values)) if values else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,13 @@ class _Developed:
 class Materializer:
     """Loads images for one model. Thread-safe; images are kept decoded up to `cache_bytes`.
 
-    In uint8 pictures are levels, an eighth of their float32 values for most families; whoever feeds
-    a model with them normalizes them then (`materialize.feed` does).
+    Pictures are kept as levels, uint8 with one temporal copy: an eighth of their float32 values where a
+    family has two. Whoever feeds a model with them normalizes them then, as `materialize.feed` does.
     """
 
-    def __init__(
-        self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES, dtype: Dtype = "float32"
-    ) -> None:
+    def __init__(self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.store = store
         self.family = family
-        self.dtype = dtype
         self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._seen_lock = threading.Lock()
@@ -134,7 +132,7 @@ class Materializer:
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
         rgb = decode(self.store.read(descriptor.image), max_pixels=self.store.limits.max_pixels)
         height, width, _ = rgb.shape
-        arrays = self.family.pixels([rgb], self.dtype)
+        arrays = self.family.pixels([rgb], "uint8")
         for array in arrays.values():
             array.flags.writeable = False
         picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)

@@ -16,7 +16,10 @@ from filmroll.families.base import Arrays
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image as a model takes it: its identity, how many features it has, its own arrays."""
+    """One image as a model takes it: its identity, how many features it has, its own arrays.
+
+    The materializer's are levels, uint8; a sheet holds pictures in levels alone, or in values alone.
+    """
 
     identity: tuple[str, str]
     features: int
