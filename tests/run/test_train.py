@@ -76,7 +76,7 @@ def test_law_counted_in_every_step(finished):
 def test_every_image_is_one_file_in_the_runs_store(finished):
     directory, _ = finished
     named = [json.loads(line) for path in (directory / "rollouts").glob("*.jsonl") for line in path.open()]
-    digests = {image["sha256"] for one in named for turn in one["turns"] for image in turn["images"]}
+    digests = {image["sha256"] for one in named for image in one["images"]}
     files = [path for path in (directory / "assets" / "images").rglob("*") if path.is_file()]
     assert digests <= {path.stem for path in files}
     assert len(files) == len({path.stem for path in files})
@@ -91,7 +91,7 @@ def test_every_image_of_a_step_is_in_the_runs_manifest(finished):
     assert manifest.labels() == [f"{phase}_{step:06d}" for phase in ("rl", "warmup") for step in range(4)]
     for path in (directory / "rollouts").glob("*.jsonl"):
         records = [json.loads(line) for line in path.open()]
-        shown = {image["sha256"] for one in records for turn in one["turns"] for image in turn["images"]}
+        shown = {image["sha256"] for one in records for image in one["images"]}
         assert shown == {name[:64] for name in manifest.images(f"rl_{records[0]['step']:06d}")}
     # All that the run has put was for a step: nothing is left for upkeep, however old it is.
     assert gc(store, grace=-1).trashed.count == 0

@@ -112,7 +112,7 @@ class RunWriter:
         return self.lines(f"rollouts/step_{step:06d}.jsonl", rows)
 
     def image(self, color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (100, 100)) -> Row:
-        """A stored image, and its record in a rollout's turn."""
+        """A stored image, and its row in a rollout's table."""
         out = io.BytesIO()
         Image.new("RGB", size, color).save(out, "PNG")
         data = out.getvalue()
@@ -128,7 +128,6 @@ class RunWriter:
             "height": size[1],
             "nbytes": len(data),
             "tokens": 9,
-            "offset": 12,
         }
 
     def stored(self, digest: str) -> Path:
@@ -140,6 +139,7 @@ class RunWriter:
         """A conversation that shows a picture for each expected letter, two a turn."""
         noise = random.Random(f"{step} {place}")
         turns: list[Row] = []
+        images = [self.image(COLORS[letter]) for letter in expected]
         for begin in range(0, len(expected), 2):
             letters = expected[begin : begin + 2]
             shown = "".join("<|vision_start|>\ufffc<|vision_end|>" for _ in letters)
@@ -147,17 +147,19 @@ class RunWriter:
             text = f"<|im_start|>user\n{shown}{ask}Which letters are these?<|im_end|>\n<|im_start|>assistant\n"
             turns.append(
                 {
+                    "parent": len(turns) - 1,
                     "role": "prompt",
                     "text": text,
                     "tokens": 40,
                     "version": None,
-                    "images": [self.image(COLORS[letter]) for letter in letters],
+                    "images": [{"image": begin + place, "offset": 12 * place} for place in range(len(letters))],
                 }
             )
             said = answer if begin + 2 >= len(expected) else letters
             texts = [*said, "<|im_end|>"]
             turns.append(
                 {
+                    "parent": len(turns) - 1,
                     "role": "answer",
                     "text": "".join(texts),
                     "tokens": len(texts),
@@ -175,6 +177,7 @@ class RunWriter:
             "metrics": {"partial": right},
             "expected": expected,
             "answer": answer,
+            "images": images,
             "turns": turns,
         }
         return {**row, **changes}

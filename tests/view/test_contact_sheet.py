@@ -48,7 +48,7 @@ def test_each_distinct_image_is_embedded_once(finished: RunWriter) -> None:
 
 def test_a_large_image_becomes_a_thumbnail(run: RunWriter) -> None:
     rollout = run.rollout(0, expected="A")
-    rollout["turns"][0]["images"] = [run.image(size=(2000, 1000))]
+    rollout["images"] = [run.image(size=(2000, 1000))]
     run.rollouts(0, [rollout])
     page = page_of(run)
     data = re.search(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", page.source)
@@ -81,7 +81,7 @@ def test_a_lone_surrogate_does_not_stop_the_page(run: RunWriter) -> None:
 
 def test_a_missing_image_is_a_red_tile_and_counted(run: RunWriter) -> None:
     rollout = run.rollout(0, expected="AB")
-    first = rollout["turns"][0]["images"][0]
+    first = rollout["images"][0]
     run.stored(first["sha256"]).unlink()
     run.rollouts(0, [rollout])
     page = page_of(run)
@@ -92,7 +92,7 @@ def test_a_missing_image_is_a_red_tile_and_counted(run: RunWriter) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n torn", b"x" * 400])
 def test_a_damaged_image_is_a_red_tile(run: RunWriter, content: bytes) -> None:
     rollout = run.rollout(0, expected="A")
-    run.stored(rollout["turns"][0]["images"][0]["sha256"]).write_bytes(content)
+    run.stored(rollout["images"][0]["sha256"]).write_bytes(content)
     run.rollouts(0, [rollout])
     page = page_of(run)
     assert page.text("fault") == "image damaged"
@@ -102,9 +102,36 @@ def test_a_damaged_image_is_a_red_tile(run: RunWriter, content: bytes) -> None:
 @pytest.mark.parametrize("record", [None, "x", {}, {"sha256": "../../etc/passwd"}, {"sha256": 7, "width": -1}])
 def test_what_is_no_reference_is_a_red_tile(run: RunWriter, record: object) -> None:
     rollout = run.rollout(0, expected="A")
-    rollout["turns"][0]["images"] = [record]
+    rollout["images"] = [record]
     run.rollouts(0, [rollout])
     assert page_of(run).text("fault") == "image not a reference"
+
+
+@pytest.mark.parametrize("shown", [None, 3, {}, {"image": 7}, {"image": -1}, {"image": "0"}])
+def test_what_is_no_row_of_the_table_is_a_red_tile(run: RunWriter, shown: object) -> None:
+    rollout = run.rollout(0, expected="A")
+    rollout["turns"][0]["images"] = [shown]
+    run.rollouts(0, [rollout])
+    assert page_of(run).text("fault") == "image not a reference"
+
+
+def test_the_branch_that_ended_last_is_shown(run: RunWriter) -> None:
+    rollout = run.rollout(0, expected="AB")
+    dropped = {"parent": 0, "role": "answer", "text": "dropped", "images": []}
+    rollout["turns"].insert(1, dropped)
+    rollout["turns"][2]["parent"] = 0
+    run.rollouts(0, [rollout])
+    page = page_of(run)
+    assert "dropped" not in page.text("film")
+    assert "1 more turn" in page.text("gap")
+
+
+@pytest.mark.parametrize("parent", [0, 1, 2, None, "x"])
+def test_turns_in_a_circle_end(run: RunWriter, parent: object) -> None:
+    rollout = run.rollout(0, expected="A")
+    rollout["turns"][0]["parent"] = parent
+    run.rollouts(0, [rollout])
+    assert page_of(run).text("film")
 
 
 def test_without_its_store_every_image_is_missing(finished: RunWriter) -> None:
@@ -152,7 +179,7 @@ def test_long_turns_are_cut_and_say_so(run: RunWriter) -> None:
     rollout = run.rollout(0, expected="A")
     rollout["turns"][0] |= {"text": "x" * 50_000, "images": []}
     rollout["turns"][1] |= {"token_texts": ["y"] * 5_000, "logprobs": [-1.0] * 5_000}
-    rollout["turns"] *= 40
+    rollout["turns"] = [turn | {"parent": number - 1} for number, turn in enumerate(rollout["turns"] * 40)]
     run.rollouts(0, [rollout])
     page = page_of(run)
     assert "47,600 characters left out" in page.text("gap")

@@ -143,7 +143,7 @@ def _spread(items: Sequence[Any], limit: int) -> list[Any]:
 
 
 def _strip(row: Row, low: float, high: float, darkroom: Darkroom) -> Strip:
-    turns = [turn for turn in _list(row.get("turns")) if isinstance(turn, dict)]
+    turns = _last_branch(_list(row.get("turns")))
     reward = number(row, "reward")
     metrics = row.get("metrics")
     return Strip(
@@ -154,8 +154,8 @@ def _strip(row: Row, low: float, high: float, darkroom: Darkroom) -> Strip:
         metrics=[(str(key), number(row, "metrics", key)) for key in metrics] if isinstance(metrics, dict) else [],
         expected=_said(row.get("expected")),
         answer=_said(row.get("answer")),
-        turns=[_turn(turn, darkroom) for turn in turns[:TURNS]],
-        turns_left_out=max(0, len(turns) - TURNS),
+        turns=[_turn(turn, _list(row.get("images")), darkroom) for turn in turns[:TURNS]],
+        turns_left_out=len(_list(row.get("turns"))) - len(turns[:TURNS]),
         images=sum(len(_list(turn.get("images"))) for turn in turns),
         tokens=int(np.nansum([number(turn, "tokens") for turn in turns])),
     )
@@ -169,9 +169,28 @@ def _grade(reward: float, low: float, high: float) -> str:
     return "best" if reward == high else "worst" if reward == low else "between"
 
 
-def _turn(turn: Row, darkroom: Darkroom) -> Turn:
+def _last_branch(turns: list[Any]) -> list[Row]:
+    """The turns that lead to the last one; those of other branches are not shown."""
+    path: list[Row] = []
+    number: Any = len(turns) - 1
+    while isinstance(number, int) and 0 <= number < len(turns) and len(path) < len(turns):
+        turn = turns[number] if isinstance(turns[number], dict) else {}
+        path.append(turn)
+        number = turn.get("parent")
+    return path[::-1]
+
+
+def _image(shown: Any, images: list[Any]) -> Any:
+    """What is known of an image in a turn: its row in the rollout's table, and where it stands."""
+    row = shown.get("image") if isinstance(shown, dict) else None
+    if not isinstance(row, int) or not 0 <= row < len(images) or not isinstance(images[row], dict):
+        return shown
+    return images[row] | {"offset": shown.get("offset")}
+
+
+def _turn(turn: Row, images: list[Any], darkroom: Darkroom) -> Turn:
     version = turn.get("version")
-    tiles = [darkroom.tile(record) for record in _list(turn.get("images"))]
+    tiles = [darkroom.tile(_image(shown, images)) for shown in _list(turn.get("images"))]
     sampled = _list(turn.get("token_texts")) if turn.get("role") == "answer" else []
     tokens = list(_sampled(turn, sampled)) if sampled and not tiles else []
     return Turn(

@@ -63,7 +63,7 @@ class Darkroom:
         return self._passed_over
 
     def tile(self, record: Any) -> Tile:
-        """The image of one record in a rollout's `images`, whatever that record turns out to be."""
+        """An image of a rollout's table, with its `offset` in a turn, whatever the record turns out to be."""
         try:
             ref = msgspec.convert(
                 {name: record[name] for name in ImageRef.__struct_fields__ if name in record}, ImageRef
@@ -128,6 +128,6 @@ def _data_uri(data: bytes, media_type: str) -> str:
 
 
 def _title(ref: ImageRef, offset: Any) -> str:
-    place = f", from token {offset}" if isinstance(offset, int) else ""
+    place = f", from token {offset} of its turn" if isinstance(offset, int) else ""
     kind = ref.media_type.removeprefix("image/").upper()
     return f"{ref.sha256[:16]}… {kind} {ref.width} x {ref.height}, {ref.nbytes:,} bytes{place}"
