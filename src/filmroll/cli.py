@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from filmroll.cli_rollouts import rollouts_app
 from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(rollouts_app)
 app.add_typer(store_app)
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

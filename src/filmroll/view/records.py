@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from filmroll.errors import RunError
+from filmroll.errors import ConfigError, RunError
+from filmroll.run.record import Record, read_record
 
 Row = dict[str, Any]
 
@@ -51,6 +53,53 @@ def read_run(run: Path) -> RunRecord:
         events=read_lines(run / "events.jsonl", notes),
         notes=notes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """Rollouts of one recorded step, and in `notes` whatever had to be passed over.
+
+    `rows` are the objects as they were written, `records` what they say.
+    """
+
+    step: int
+    rows: list[Row]
+    records: list[Record]
+    notes: list[str]
+
+
+def read_rollouts(run: Path, step: int | None = None, name: str = "*") -> Rollouts:
+    """The rollouts of a step, by default the last that was recorded, whose names match a pattern."""
+    steps = recorded_steps(run)
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise ConfigError(f"step {step} was not recorded", remedy=f"These were: {', '.join(map(str, sorted(steps)))}")
+    notes: list[str] = []
+    written = read_lines(steps[step], notes)
+    named = [row for row in written if fnmatchcase(str(row.get("name")), name)]
+    if written and not named:
+        raise ConfigError(f"no rollout of step {step} is named {name!r}", remedy=f"One is {written[0].get('name')!r}")
+    rows, records = [], []
+    for row in named:
+        try:
+            records.append(read_record(row))
+            rows.append(row)
+        except RunError as error:
+            notes.append(f"{steps[step].name}: {str(row.get('name'))[:64]} passed over: {error}.")
+    if not records:
+        raise RunError(f"{steps[step]} has no rollout that can be read", private=notes[0] if notes else "it is empty")
+    return Rollouts(step, rows, records, notes)
+
+
+def recorded_steps(run: Path) -> dict[int, Path]:
+    """The file of each step whose rollouts were recorded; at least one."""
+    if not run.is_dir():
+        raise ConfigError(f"{run} is not a folder", remedy="Name the folder of a run")
+    files = {path.stem.removeprefix("step_"): path for path in (run / "rollouts").glob("step_*.jsonl")}
+    steps = {int(number): path for number, path in files.items() if number.isdecimal() and number.isascii()}
+    if not steps:
+        raise ConfigError(f"{run} has no recorded rollouts", remedy="A run records some in its first step")
+    return steps
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Row]:
