@@ -8,8 +8,8 @@ from filmroll.image import ImageRef
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 from tests.train.conftest import FAMILY, PAD, sample
 
-SIDES = (28, 56, 112, 224)
-"""Of square images: 16, 16, 64 and 256 patches of 14x14, a quarter as many tokens."""
+SIDES = (224, 168, 112, 56)
+"""Of square images: 256, 144, 64 and 16 patches of 14x14, a quarter as many tokens."""
 
 
 def image(number: int, side: int):
@@ -34,7 +34,7 @@ def showing(tokens: int, *images: PlacedImage) -> TrainingSample:
 
 @st.composite
 def training_samples(draw, *, most: int = 30) -> list[TrainingSample]:
-    album = [image(number, draw(st.sampled_from(SIDES))) for number in range(draw(st.integers(1, 6)))]
+    album = [image(number, draw(st.sampled_from(SIDES))) for number in range(draw(st.integers(4, 8)))]
     return [_sample(draw, str(number), album) for number in range(draw(st.integers(0, most)))]
 
 

@@ -14,7 +14,7 @@ from filmroll.wire.training import PlacedImage
 from tests.train.conftest import FAMILY, sample
 from tests.train.drawn import distinct, image, showing, training_samples
 
-ROOMY = st.builds(Limits, tokens=st.integers(400, 2000), patches=st.integers(800, 4000), packs=st.booleans())
+ROOMY = st.builds(Limits, tokens=st.integers(360, 2000), patches=st.integers(768, 1100), packs=st.booleans())
 """Every sample that is drawn fits by itself."""
 
 
@@ -55,6 +55,17 @@ def test_both_limits_are_kept(samples, limits):
 @given(training_samples(), ROOMY)
 def test_never_more_micro_batches_than_next_fit(samples, limits):
     assert len(packed(samples, limits)) <= len(next_fit(samples, limits))
+
+
+def test_an_order_that_first_fit_decreasing_spoils_is_kept():
+    """Longest first, 9 and 8 leave no room and the rest takes two; as they come, 7 and 8, then 9 above 4 and 5."""
+    samples = [sample(length, name=str(length)) for length in (7, 8, 9, 4, 5)]
+    assert names(packed(samples, Limits(20, 1, packs=True))) == [[["7"], ["8"]], [["9"], ["4", "5"]]]
+
+
+def test_the_patches_of_many_images_fill_a_micro_batch():
+    samples = [showing(70, PlacedImage(image(number, 224), 1)) for number in range(4)]
+    assert [len(batch.samples) for batch in packed(samples, Limits(9999, 512, packs=True))] == [2, 2]
 
 
 @given(training_samples(), ROOMY)
