@@ -160,6 +160,27 @@ def test_a_killed_run_is_resumed_as_if_nothing_had_happened(finished, tmp_path, 
     assert labels == [f"{phase}_{step:06d}" for phase in ("rl", "warmup") for step in range(4)]
 
 
+def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
+    """No checkpoint was written yet: what was noted is trained once more, and no episode is played again."""
+    reference, _ = finished
+    directory = tmp_path / "files"
+    over_files = ["--transport.kind", "files", "--run.checkpoint_every", "100"]
+    run = start("train", str(EXAMPLE), *flags(directory, 4, 2, *over_files))
+    wait_until(lambda: steps_done(directory, "warmup") >= 2)
+    os.kill(json.loads((directory / "processes" / "trainer.json").read_text())["pid"], signal.SIGKILL)
+    assert run.wait(timeout=60) == 1
+    done = subprocess.run(command("train", "--resume", str(directory)), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    assert [row["step"] for row in rows(directory)] == [0, 1, 2, 3, 0, 1]
+    again = {row["step"]: row["loss"] for row in rows(directory, "warmup")}
+    assert again == pytest.approx({row["step"]: row["loss"] for row in rows(reference, "warmup")}, rel=1e-4)
+    events = [json.loads(line)["kind"] for line in (directory / "events.jsonl").open()]
+    assert events.count("caught_up") >= 2
+    # The last checkpoint holds all of it.
+    assert not list((directory / "samples").glob("*.message"))
+
+
 @pytest.mark.parametrize("victim", ["engine", "trainer", "worker"])
 def test_a_process_that_dies_stops_the_run_with_its_name(tmp_path, victim):
     directory = tmp_path / "run"

@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from filmroll.engine.embedded import EmbeddedEngine
-from filmroll.errors import RunError
+from filmroll.errors import RunError, TransportError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.store import open_store
 from filmroll.train import checkpoint
 from filmroll.train.service import TrainerService
-from filmroll.train.step import Ask, Progress, Publish, TrainerConfig
+from filmroll.train.step import Ask, Progress, Publish, Restored, Take, TrainerConfig, TrainStep
 from filmroll.wire.generate import GenerateRequest, SamplingParams
+from filmroll.wire.training import MicroBatch
+from filmroll.wire.transport import Codec, Window, open_receiver, open_sender
+from tests.train.conftest import sample
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -38,14 +41,36 @@ def service(model_dir, tmp_path):
         model_dir,
         materializer,
         TrainerConfig(threads=1),
+        lambda begin: open_receiver(str(tmp_path / "samples"), Codec(TrainStep), Window(), begin=begin),
         weights=tmp_path / "weights",
         checkpoints=tmp_path / "checkpoints",
         keep=2,
     )
 
 
+def close(made):
+    """As if its process had ended."""
+    asyncio.run(made._samples.close())
+
+
 def call(made, name, message):
     return asyncio.run(made.handlers()[name][1](message))
+
+
+def send(tmp_path):
+    """A step's samples into the stream; returns their number."""
+
+    async def one():
+        sender = await open_sender(str(tmp_path / "samples"), Codec(TrainStep), Window())
+        number = await sender.send(TrainStep(1e-3, 0, [MicroBatch([[sample(6)]])]))
+        await sender.close()
+        return number
+
+    return asyncio.run(one())
+
+
+def learn(made, tmp_path, count):
+    return [call(made, "step", Take(send(tmp_path))) for _ in range(count)]
 
 
 def disturb(made, seed=0):
@@ -84,7 +109,10 @@ def test_old_versions_are_dropped_and_the_last_two_kept(model_dir, tmp_path):
 
 def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_path):
     made = service(model_dir, tmp_path)
+    call(made, "restore", Ask())
     trainer = made._trainer
+    learn(made, tmp_path, 3)
+    # Text alone leaves the vision tower without moments.
     for value in trainer.model.parameters():
         value.grad = torch.ones_like(value)
     trainer.optimizer.step()
@@ -94,9 +122,10 @@ def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_pa
         name: trainer.optimizer.state[value]["exp_avg_sq"].clone() for name, value in trainer.model.named_parameters()
     }
     disturb(made)
+    close(made)
 
     other = service(model_dir, tmp_path)
-    assert call(other, "restore", Ask()) == Progress(2, 1)
+    assert call(other, "restore", Ask()).progress == Progress(2, 1)
     for name, value in other._trainer.model.named_parameters():
         assert torch.equal(value, kept[name])
         assert torch.equal(other._trainer.optimizer.state[value]["exp_avg_sq"], moments[name])
@@ -104,18 +133,47 @@ def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_pa
 
 def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_restored(model_dir, tmp_path):
     made = service(model_dir, tmp_path)
-    assert call(made, "restore", Ask()) == Progress()
-    for step in range(4):
+    assert call(made, "restore", Ask()) == Restored(Progress(), str(tmp_path / "samples"))
+    for step in range(1, 4):
+        learn(made, tmp_path, 1)
         call(made, "save", Progress(0, step))
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_000002", "step_000003"]
-    assert call(made, "restore", Ask()) == Progress(0, 3)
+    assert call(made, "restore", Ask()).progress == Progress(0, 3)
 
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named(tiny_model, tmp_path, damage):
     made = service(tiny_model, tmp_path)
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
     call(made, "save", Progress(0, 1))
     folder = checkpoint.newest(tmp_path / "checkpoints")
     (folder / damage).write_bytes(b"{")
     with pytest.raises(RunError, match="step_000001"):
         call(made, "restore", Ask())
+
+
+def test_a_restored_trainer_learns_again_what_no_checkpoint_holds(tiny_model, tmp_path):
+    made = service(tiny_model, tmp_path)
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
+    call(made, "save", Progress(0, 1))
+    first = [report.loss for report in learn(made, tmp_path, 2)]
+    close(made)
+
+    other = service(tiny_model, tmp_path)
+    assert call(other, "restore", Ask()).progress.steps == 1
+    assert [call(other, "step", Take(number)).loss for number in (1, 2)] == pytest.approx(first, rel=1e-6)
+
+
+def test_steps_are_trained_in_order_or_not_at_all(tiny_model, tmp_path):
+    made = service(tiny_model, tmp_path)
+    with pytest.raises(TransportError, match="before it was restored"):
+        call(made, "step", Take(0))
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
+    send(tmp_path)
+    with pytest.raises(TransportError, match="step 5 was to be trained, and the samples of step 1 came"):
+        call(made, "step", Take(5))
+    with pytest.raises(TransportError, match="cannot be acknowledged"):
+        call(made, "save", Progress(0, 3))

@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 
 import psutil
 
+from filmroll.errors import RunError
 from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.directory import RunDirectory
 from filmroll.run.launch import Process
 from filmroll.run.roles import Connect, Nothing
-from filmroll.train.step import Ask, Progress, Publish, StepReport, TrainStep
+from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
+from filmroll.wire.transport import Codec, Sender, Window, open_sender
 
 T = TypeVar("T")
 
@@ -24,11 +26,13 @@ T = TypeVar("T")
 class Crew:
     """An engine, a trainer and a worker, all alive."""
 
-    def __init__(self, engine: Process, trainer: Process, worker: Process) -> None:
+    def __init__(self, window: Window, engine: Process, trainer: Process, worker: Process) -> None:
+        self._window = window
         self._engine, self._trainer, self._worker = engine, trainer, worker
         self._client: EngineClient
         self._to_trainer: Caller
         self._to_worker: Caller
+        self._samples: Sender[TrainStep] | None = None
 
     async def connect(self) -> None:
         """Wait until all three can be spoken to, and introduce them."""
@@ -43,24 +47,33 @@ class Crew:
     async def demonstrate(self, task: RolloutTask) -> Played:
         return await self._ask_worker("demonstrate", task, Played)
 
+    @property
+    def samples(self) -> Sender[TrainStep]:
+        """The stream of samples to the trainer, one message a step; there is one once the trainer is restored."""
+        if self._samples is None:
+            raise RunError("samples were to be sent before the trainer was restored")
+        return self._samples
+
     async def step(self, work: TrainStep) -> StepReport:
-        return await self._ask_trainer("step", work, StepReport)
+        """Send a step's samples and have the trainer learn from them."""
+        return await self.take(await self._trainer.watch(self.samples.send(work)))
+
+    async def take(self, number: int) -> StepReport:
+        """Have the trainer learn from samples that are in the stream."""
+        return await self._ask_trainer("step", Take(number), StepReport)
 
     async def save(self, progress: Progress) -> None:
         await self._ask_trainer("save", progress, Ask)
 
     async def restore(self) -> Progress:
-        return await self._ask_trainer("restore", Ask(), Progress)
+        restored = await self._ask_trainer("restore", Ask(), Restored)
+        self._samples = await self._trainer.watch(open_sender(restored.samples, Codec(TrainStep), self._window))
+        return restored.progress
 
     async def publish(self, version: int) -> None:
         """The trainer's weights reach the engine, under this version."""
         await self._ask_trainer("publish", Publish(version), Ask)
         await self._engine.watch(self._client.update_weights(version))
-
-    @property
-    def sample_bytes(self) -> int:
-        """What the trainer has been sent so far."""
-        return self._to_trainer.sent_bytes
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process."""
@@ -70,6 +83,8 @@ class Crew:
     async def close(self) -> None:
         for caller in (self._to_trainer, self._to_worker):
             caller.close()
+        if self._samples is not None:
+            await self._samples.close()
         await self._client.close()
 
     async def _ask_worker(self, name: str, message: Any, answer: type[T]) -> T:
@@ -88,7 +103,7 @@ async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
             process = await Process.start(role, role, run)
             stack.push_async_callback(process.stop)
             processes.append(process)
-        hands = Crew(*processes)
+        hands = Crew(run.config().transport.window, *processes)
         await hands.connect()
         stack.push_async_callback(hands.close)
         yield hands

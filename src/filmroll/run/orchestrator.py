@@ -81,7 +81,8 @@ async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
     async with crew(run) as hands:
         progress = await hands.restore()
         run.event("restored", warmup=progress.warmup, rl=progress.rl)
-        await Orchestrator(config, run, hands, observe).go(progress)
+        orchestrator = Orchestrator(config, run, hands, observe)
+        await orchestrator.go(await orchestrator.catch_up(progress))
 
 
 class Orchestrator:
@@ -107,6 +108,21 @@ class Orchestrator:
             top_p=config.sampling.top_p,
             top_k=config.sampling.top_k,
         )
+
+    async def catch_up(self, progress: Progress) -> Progress:
+        """Train once more the steps after the checkpoint whose samples have outlived the run's processes.
+
+        What they have led to is noted already. The last one's samples may be there without a note: it is played anew.
+        """
+        samples, noted = self._hands.samples, max(self._run.steps_noted(), progress.steps)
+        await samples.withdraw(noted)
+        for number in range(progress.steps, samples.next):
+            await self._hands.take(number)
+            warming = progress.warmup < self._config.warmup.steps
+            progress = Progress(progress.warmup + warming, progress.rl + (not warming))
+            await self._save(progress)
+            self._run.event("caught_up", warmup=progress.warmup, rl=progress.rl)
+        return progress
 
     async def go(self, progress: Progress) -> None:
         """Version n is the policy after n updates; the warm-up's result is version 0."""
@@ -137,14 +153,14 @@ class Orchestrator:
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
         await self._keep("rl", step, gathered.rollouts)
-        ready, sent = time.perf_counter(), self._hands.sample_bytes
+        ready, sent = time.perf_counter(), self._hands.samples.sent_bytes
         report = await self._train_step(self._samples(gathered), step, falling_rate(self._config.rl, step))
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
         row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family, self._seen)
         row |= {
-            "sample_bytes": self._hands.sample_bytes - sent,
+            "sample_bytes": self._hands.samples.sent_bytes - sent,
             "images_per_second": row["images"] / (done - started),
             "memory": self._hands.memory(),
             "seconds": {
@@ -205,7 +221,9 @@ class Orchestrator:
 
     async def _save(self, progress: Progress) -> None:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps
-        if done % self._config.run.checkpoint_every == 0 or done == total:
+        due = done % self._config.run.checkpoint_every == 0 or done == total
+        # What is saved need not be kept in the stream any longer.
+        if due or self._hands.samples.crowded:
             await self._hands.save(progress)
             self._run.event("checkpoint", warmup=progress.warmup, rl=progress.rl)
 

@@ -17,7 +17,9 @@ from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.launch import announce, end_with_starter
+from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
+from filmroll.wire.transport import Codec, open_receiver
 
 MiB = 1 << 20
 
@@ -102,6 +104,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
         model_dir(run, config),
         materializer,
         config.trainer,
+        lambda begin: open_receiver(run.samples_place(config), Codec(TrainStep), config.transport.window, begin=begin),
         weights=run.weights,
         checkpoints=run.checkpoints,
         keep=config.run.keep_checkpoints,

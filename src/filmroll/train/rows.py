@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from filmroll.families.base import Family
 from filmroll.materialize.feed import picture_inputs, rope_positions
 from filmroll.materialize.sheet import Sheet
@@ -46,7 +48,7 @@ def row_inputs(model: Any, family: Family, rows: Rows, sheet: Sheet) -> dict[str
     axes = torch.zeros(len(rope), len(rows), width, dtype=torch.long)
     for index, (sample, (row, start)) in enumerate(zip(samples, starts(rows), strict=True)):
         own = slice(start, start + sample.tokens)
-        ids[row, own] = torch.from_numpy(sample.token_ids).long()
+        ids[row, own] = torch.from_numpy(sample.token_ids.astype(np.int64))
         marks[row, own] = ids[row, own] == family.placeholders.image
         plain[row, start:] = torch.arange(width - start)
         axes[:, row, own] = rope[:, index, : sample.tokens]

@@ -9,28 +9,40 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filmroll.engine.weights import write_weights
+from filmroll.errors import TransportError
 from filmroll.materialize import Materializer
 from filmroll.train import checkpoint
-from filmroll.train.step import Ask, Progress, Publish, TrainerConfig, TrainStep
+from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
+from filmroll.wire.transport import Receiver
 
 T = TypeVar("T")
 
+Samples = Callable[[int], Awaitable[Receiver[TrainStep]]]
+"""Opens the stream of samples, beginning with the message of that number."""
+
 
 class TrainerService:
-    """Train, publish weights, keep checkpoints, restore."""
+    """Train, publish weights, keep checkpoints, restore.
+
+    Samples come through a stream, one message a step. They are acknowledged when a checkpoint holds what was
+    learnt from them, and a restored trainer asks for those that came after its checkpoint.
+    """
 
     def __init__(
         self,
         model_dir: Path,
         materializer: Materializer,
         config: TrainerConfig,
+        samples: Samples,
         *,
         weights: Path,
         checkpoints: Path,
         keep: int,
     ) -> None:
         self._trainer = Trainer(model_dir, materializer, config)
+        self._open_samples = samples
+        self._samples: Receiver[TrainStep] | None = None
         self._weights = weights
         self._checkpoints = checkpoints
         self._keep = keep
@@ -38,25 +50,34 @@ class TrainerService:
 
     def handlers(self) -> dict[str, tuple[type, Callable[[Any], Awaitable[Any]]]]:
         return {
-            "step": (TrainStep, self._alone(self._trainer.step)),
+            "step": (Take, self._alone(self._step)),
             "publish": (Publish, self._alone(self._publish)),
             "save": (Progress, self._alone(self._save)),
             "restore": (Ask, self._alone(self._restore)),
         }
 
-    def _alone(self, work: Callable[[Any], T]) -> Callable[[Any], Awaitable[T]]:
-        """The same work in a thread, never two at once: the event loop stays free to answer."""
+    def _alone(self, work: Callable[[Any], Awaitable[T]]) -> Callable[[Any], Awaitable[T]]:
+        """The same work, never two at once. What takes long goes to a thread: the event loop stays free to answer."""
 
         async def handler(message: Any) -> T:
             async with self._busy:
-                return await asyncio.to_thread(work, message)
+                return await work(message)
 
         return handler
 
-    def _publish(self, message: Publish) -> Ask:
+    async def _step(self, wanted: Take) -> StepReport:
+        number, work = await self._stream().receive()
+        if number != wanted.number:
+            raise TransportError(f"step {wanted.number} was to be trained, and the samples of step {number} came")
+        return await asyncio.to_thread(self._trainer.step, work)
+
+    async def _publish(self, message: Publish) -> Ask:
+        await asyncio.to_thread(self._write_weights, message)
+        return Ask()
+
+    def _write_weights(self, message: Publish) -> None:
         write_weights(self._trainer.model.state_dict(), self._weights, message.version)
         self._drop_old_weights(message.version)
-        return Ask()
 
     def _drop_old_weights(self, newest: int) -> None:
         """Engines load a version right after it is written; two are kept for one that is late."""
@@ -64,13 +85,29 @@ class TrainerService:
             if folder.name.removeprefix("step_").isdecimal() and int(folder.name.removeprefix("step_")) < newest - 1:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _save(self, progress: Progress) -> Ask:
-        checkpoint.save(self._checkpoints, self._trainer.model, self._trainer.optimizer, progress)
-        checkpoint.prune(self._checkpoints, self._keep)
+    async def _save(self, progress: Progress) -> Ask:
+        await asyncio.to_thread(self._write_checkpoint, progress)
+        await self._stream().acknowledge(progress.steps)
         return Ask()
 
-    def _restore(self, _ask: Ask) -> Progress:
+    def _write_checkpoint(self, progress: Progress) -> None:
+        checkpoint.save(self._checkpoints, self._trainer.model, self._trainer.optimizer, progress)
+        checkpoint.prune(self._checkpoints, self._keep)
+
+    async def _restore(self, _ask: Ask) -> Restored:
+        progress = await asyncio.to_thread(self._read_checkpoint)
+        if self._samples is not None:
+            await self._samples.close()
+        self._samples = await self._open_samples(progress.steps)
+        return Restored(progress, self._samples.place)
+
+    def _read_checkpoint(self) -> Progress:
         newest = checkpoint.newest(self._checkpoints)
         if newest is None:
             return Progress()
         return checkpoint.restore(newest, self._trainer.model, self._trainer.optimizer)
+
+    def _stream(self) -> Receiver[TrainStep]:
+        if self._samples is None:
+            raise TransportError("the trainer was asked for a step before it was restored")
+        return self._samples

@@ -89,8 +89,26 @@ class Progress(msgspec.Struct, frozen=True):
     rl: int = 0
 
     @property
+    def steps(self) -> int:
+        """Of both phases; the stream of samples has one message for each."""
+        return self.warmup + self.rl
+
+    @property
     def name(self) -> str:
-        return f"step_{self.warmup + self.rl:06d}"
+        return f"step_{self.steps:06d}"
+
+
+class Take(msgspec.Struct, frozen=True):
+    """Train the step whose samples are the message of this number."""
+
+    number: int
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """Where the trainer stands, and where it waits for the samples of the next step."""
+
+    progress: Progress
+    samples: str
 
 
 class Publish(msgspec.Struct, frozen=True):

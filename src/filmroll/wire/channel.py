@@ -100,12 +100,10 @@ class Caller:
         self._numbers = itertools.count()
         self._waiting: dict[bytes, asyncio.Future[tuple[bytes, bytes]]] = {}
         self._reader = asyncio.create_task(self._read())
-        self.sent_bytes = 0
 
     async def call(self, name: str, message: Any, answer: type[Answer]) -> Answer:
         number = str(next(self._numbers)).encode()
         body = pack(Call(name, msgspec.Raw(pack(message))))
-        self.sent_bytes += len(body)
         future: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
