@@ -86,15 +86,12 @@ _BEFORE: dict[str, tuple[dict[str, Any], ...]] = {
 """What stands before a message of each role when a template is tried."""
 
 
-def _part(part: Any) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
+def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
     if is_image(part):
         return IMAGE
-    if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-        return {**part, "type": "text"}
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise RenderError(f"a content part of the type {str(kind)[:64]!r} is neither text nor an image", field="content")
+    if part["type"] != "text":
+        raise RenderError(f"a chat template takes no part of the type {part['type']!r}", field="content")
+    return part
 
 
 def _call(call: Any) -> Any:

@@ -43,7 +43,7 @@ def _with_stored_images(message: Message, store: Store) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return dict(message)
-    return dict(message, content=[_stored(part, store) if is_image(part) else part for part in content])
+    return dict(message, content=[_stored(part, store) if is_image(part) else _worded(part) for part in content])
 
 
 def _stored(part: Mapping[str, Any], store: Store) -> dict[str, Any]:
@@ -53,6 +53,18 @@ def _stored(part: Mapping[str, Any], store: Store) -> dict[str, Any]:
     if source is None:
         raise RenderError(f"an image part names no image, it has the keys {sorted(map(str, part))}", field="content")
     return {"type": "image", "image": source if isinstance(source, ImageRef) else store.put(source)}
+
+
+def _worded(part: Any) -> dict[str, Any]:
+    """A part that is no image, in the one form that every text renderer reads; some leave out others in silence."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Mapping):
+        kind = part.get("type", "text")
+        if kind in ("text", "thinking") and isinstance(part.get(kind), str):
+            return {**part, "type": kind}
+    what = part.get("type", "an object of no type") if isinstance(part, Mapping) else type(part).__name__
+    raise RenderError(f"a content part is neither text nor an image, but {str(what)[:64]!r}", field="content")
 
 
 def _parts(content: Any) -> list[Any]:

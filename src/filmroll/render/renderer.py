@@ -181,9 +181,10 @@ def load_renderer(
         raise ConfigError(f"typed is {typed!r}", remedy='It is "refuse" or "escape"')
     family = load_family(model_dir)
     tokenizer = TextTokenizer.load(model_folder(model_dir))
+    checkpoint = read_checkpoint(model_dir)
     text: TextRenderer
     if family.renderer is None:
-        text = TemplateText.load(read_checkpoint(model_dir), family, tokenizer, options or {})
+        text = TemplateText.load(checkpoint, family, tokenizer, options or {})
     else:
-        text = LibraryText.load(family.renderer, tokenizer, options or {})
+        text = LibraryText.load(family.renderer, checkpoint, tokenizer, options or {})
     return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens)

@@ -19,8 +19,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from filmroll.errors import CheckpointError, RenderError
+from filmroll.families.checkpoint import Checkpoint, read_section
 from filmroll.render.markup import CLOSES, OPENS
 
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that templates know by name."""
 Span = tuple[int, int]
 
 
@@ -47,13 +50,18 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        self._variables = dict(variables)
+        self.variables = dict(variables)
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise CheckpointError(
                 "the chat template cannot be read", remedy="Fetch the checkpoint's files again", private=str(error)
             ) from error
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, options: Mapping[str, Any], finish: Callable[[str], str] = str) -> ChatTemplate:
+        """The checkpoint's template with its special tokens and some switches of its own."""
+        return cls(checkpoint.chat_template, {**_named_tokens(checkpoint), **options}, finish)
 
     def write(
         self,
@@ -65,7 +73,7 @@ class ChatTemplate:
         """RenderError where the template refuses the messages or stumbles over them."""
         try:
             text = self._template.render(
-                **self._variables,
+                **self.variables,
                 messages=messages,
                 tools=tools,
                 documents=None,
@@ -122,3 +130,15 @@ def _refuse(message: str) -> None:
 def _now(form: str) -> str:
     """The day where the template runs, as templates mean it."""
     return datetime.now().strftime(form)
+
+
+def _named_tokens(checkpoint: Checkpoint) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        section = read_section(checkpoint.folder, file)
+        for name in NAMED:
+            token = section.values.get(name) if section else None
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                named[name] = text
+    return named

@@ -21,8 +21,6 @@ from filmroll.render.template import ChatTemplate, Span, Written
 from filmroll.render.text import Tokens, Transcript
 from filmroll.render.tokenizer import TextTokenizer
 
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that templates know by name."""
 ENDS_REASONING = "</think>"
 
 
@@ -51,9 +49,8 @@ class TemplateText:
                 f"no text renderer is known for family {family.name!r}, and the checkpoint has no chat template",
                 remedy="Add its chat_template.jinja, or use a checkpoint that was tuned for chats",
             )
-        names = _named_tokens(checkpoint)
-        template = ChatTemplate(checkpoint.chat_template, {**names, **options}, finish=family.prompt_text)
-        eos = tokenizer.convert_tokens_to_ids(names["eos_token"]) if "eos_token" in names else None
+        template = ChatTemplate.of(checkpoint, options, finish=family.prompt_text)
+        eos = tokenizer.convert_tokens_to_ids(template.variables.get("eos_token", ""))
         return cls(template, tokenizer, [*_ends(checkpoint), *([] if eos is None else [eos])])
 
     @property
@@ -160,18 +157,6 @@ class TemplateText:
             return []
         first = self._tokenizer.encode(text.partition(PROBE)[2])[:1]
         return [token for token in first if token in self._tokenizer.special.values()]
-
-
-def _named_tokens(checkpoint: Checkpoint) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        section = read_section(checkpoint.folder, file)
-        for name in NAMED:
-            token = section.values.get(name) if section else None
-            text = token.get("content") if isinstance(token, dict) else token
-            if isinstance(text, str):
-                named[name] = text
-    return named
 
 
 def _ends(checkpoint: Checkpoint) -> list[int]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PrefixError
+from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PrefixError, RenderError
+from filmroll.families.checkpoint import Checkpoint
 from filmroll.render.messages import Message
+from filmroll.render.template import ChatTemplate
 from filmroll.render.tokenizer import TextTokenizer
 
 
@@ -61,13 +63,16 @@ class LibraryText:
         self._renderer = renderer
 
     @classmethod
-    def load(cls, name: str, tokenizer: TextTokenizer, options: Mapping[str, Any]) -> LibraryText:
+    def load(
+        cls, name: str, checkpoint: Checkpoint, tokenizer: TextTokenizer, options: Mapping[str, Any]
+    ) -> LibraryText:
         from pydantic import ValidationError
         from renderers import config_from_name, create_renderer
 
         try:
-            config = type(config_from_name(name))(**options)
-            return cls(create_renderer(tokenizer, config))
+            config = type(config_from_name(name))
+            thinks = {} if "enable_thinking" not in config.model_fields else _thinks(checkpoint, options)
+            return cls(create_renderer(tokenizer, config(**{**thinks, **options})))
         except FilmrollError:
             raise
         except ValidationError as error:
@@ -114,3 +119,17 @@ class LibraryText:
     def parse(self, completion_ids: Sequence[int]) -> str:
         content: str = self._renderer.parse_response(list(completion_ids)).content
         return content
+
+
+def _thinks(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the checkpoint's own template lets a model think unless it is told otherwise.
+
+    The library would know by the model's name on the hub, which a folder does not have.
+    """
+    try:
+        text = ChatTemplate.of(checkpoint, options).write(
+            [{"role": "user", "content": "x"}], add_generation_prompt=True
+        )
+    except RenderError:
+        return {}
+    return {"enable_thinking": not text.text.rstrip().endswith("</think>")} if "<think>" in text.text else {}
