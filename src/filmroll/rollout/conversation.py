@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import anyio
-import anyio.to_thread
+from collections.abc import Sequence
 
 from filmroll.errors import PrefixError
-from filmroll.render import Rendered, Renderer
+from filmroll.render import Rendered, RendererPool
 from filmroll.render.messages import Message
 from filmroll.rollout.trajectory import Trajectory
-
-T = TypeVar("T")
-
-RENDERING_THREADS = 2
-"""Rendering is Python for the most part: more threads that want to run only make the event loop wait for its turn."""
-
-
-class Studio:
-    """A renderer for many rollouts on one event loop, which it does not hold up: both its works are done in threads."""
-
-    def __init__(self, renderer: Renderer) -> None:
-        self.renderer = renderer
-        self._rendering = anyio.CapacityLimiter(RENDERING_THREADS)
-
-    async def ingest(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages with their images in the store. Mostly waits for a disk, so many may do it at once."""
-        return await anyio.to_thread.run_sync(self.renderer.ingest, messages)
-
-    async def render(self, work: Callable[..., T], *arguments: Any) -> T:
-        """One of the renderer's methods, done in a thread."""
-        return await anyio.to_thread.run_sync(work, *arguments, limiter=self._rendering)
 
 
 class Conversation:
@@ -41,9 +16,8 @@ class Conversation:
     `messages` hold references where images were, so that all can be rendered again at any time.
     """
 
-    def __init__(self, studio: Studio, trajectory: Trajectory) -> None:
-        self._studio = studio
-        self._renderer = studio.renderer
+    def __init__(self, renderers: RendererPool, trajectory: Trajectory) -> None:
+        self._renderers = renderers
         self._trajectory = trajectory
         self.messages: list[Message] = []
         self.prompt: Rendered
@@ -51,7 +25,7 @@ class Conversation:
 
     async def begin(self, messages: Sequence[Message]) -> None:
         """Render a whole conversation: the first one, or one that takes the place of what was said."""
-        await self._render(await self._studio.ingest(messages))
+        await self._render(await self._renderers.ingest(messages))
 
     async def extend(self, answered: int, said: str, messages: Sequence[Message]) -> None:
         """Go on after the answer at node `answered`, which says `said`, with more messages.
@@ -59,10 +33,10 @@ class Conversation:
         Where the model's template cannot extend what was sampled token for token, all is rendered
         anew, as a branch of its own.
         """
-        stored = await self._studio.ingest(messages)
+        stored = await self._renderers.ingest(messages)
         completion = self._trajectory.nodes[answered].token_ids.tolist()
         try:
-            longer = await self._studio.render(self._renderer.bridge, self.prompt, completion, stored)
+            longer = await self._renderers.bridge(self.prompt, completion, stored)
         except PrefixError:
             await self._render([*self.messages, _answer(said), *stored])
             return
@@ -72,7 +46,7 @@ class Conversation:
         self.messages += [_answer(said), *stored]
 
     async def _render(self, stored: Sequence[Message]) -> None:
-        self.prompt = await self._studio.render(self._renderer.render, stored)
+        self.prompt = await self._renderers.render(stored)
         self.node = self._trajectory.add_conversation(self.prompt.logical, self.prompt.images)
         self.messages = list(stored)
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 import msgspec
 
 from filmroll.errors import ConfigError, RenderError
-from filmroll.render import Rendered, Renderer
+from filmroll.render import Rendered, Renderer, RendererPool
 from filmroll.rollout.client import EngineClient
-from filmroll.rollout.conversation import Conversation, Studio
+from filmroll.rollout.conversation import Conversation
 from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.wire.generate import SamplingParams
@@ -65,7 +65,7 @@ class Worker:
         self.environment = environment
         self.renderer = renderer
         self.client = client
-        self._studio = Studio(renderer)
+        self._renderers = RendererPool(renderer)
 
     async def rollout(self, task: RolloutTask) -> Played:
         """Play one episode to its end, turn by turn, each turn extending the one before."""
@@ -90,7 +90,7 @@ class Worker:
         """The same episode with a teacher's answers, one to a prompt, as a trajectory to learn from."""
 
         async def taught(_prompt: Rendered, episode: Episode, _turn: int) -> list[_Answer]:
-            tokens = await self._studio.render(self._answer_tokens, episode.demonstration())
+            tokens = await self._renderers.run(self._answer_tokens, episode.demonstration())
             return [_Answer(tokens, [0.0] * len(tokens), -1, "demonstration")]
 
         return await self._play(task, taught)
@@ -98,7 +98,7 @@ class Worker:
     async def _play(self, task: RolloutTask, answerer: Answerer) -> Played:
         episode = self.environment.episode(task.seed)
         try:
-            return await _Play(self._studio, task, episode).to_the_end(answerer)
+            return await _Play(self._renderers, task, episode).to_the_end(answerer)
         finally:
             await episode.close()
 
@@ -116,12 +116,12 @@ class Worker:
 class _Play:
     """One rollout while it is played, and what its requests weighed so far."""
 
-    def __init__(self, studio: Studio, task: RolloutTask, episode: Episode) -> None:
+    def __init__(self, renderers: RendererPool, task: RolloutTask, episode: Episode) -> None:
         self._task = task
         self._episode = episode
-        self._renderer = studio.renderer
-        self._trajectory = Trajectory(task.name, studio.renderer.family.placeholders.pad)
-        self._conversation = Conversation(studio, self._trajectory)
+        self._renderer = renderers.renderer
+        self._trajectory = Trajectory(task.name, renderers.renderer.family.placeholders.pad)
+        self._conversation = Conversation(renderers, self._trajectory)
         self._request_bytes = self._requests = self._images_sent = 0
         self._receipt = Receipt()
 
