@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ml_dtypes import bfloat16
 from PIL import Image
 
-from filmroll.errors import ImageFormatError
+from filmroll.errors import ImageFormatError, LayoutError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.pixels.late import normalize
@@ -195,6 +195,12 @@ class Family(ABC):
             tokens=layout.tokens,
             vllm_modality=self.vllm_modality,
         )
+
+
+def check_sides(width: int, height: int) -> None:
+    """What every layout asks of a picture's size before it divides by it."""
+    if min(width, height) < 1:
+        raise LayoutError(f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1")
 
 
 def _rgb(image: object, index: int) -> Rgb:

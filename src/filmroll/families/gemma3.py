@@ -14,8 +14,8 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.errors import CheckpointError
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.grid import read_placeholders
 from filmroll.families.recipe import BILINEAR, HALF, Tones, check_processor, fingerprint, read_tones, recipe
@@ -74,10 +74,7 @@ class Gemma3(Family):
         )
 
     def layout(self, width: int, height: int) -> Layout:
-        if min(width, height) < 1:
-            raise LayoutError(
-                f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1"
-            )
+        check_sides(width, height)
         rows, columns = self.settings.height // self._patch, self.settings.width // self._patch
         return Layout(
             grid=(1, rows, columns),

@@ -16,8 +16,8 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.errors import CheckpointError
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.recipe import Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
@@ -138,8 +138,7 @@ class Gemma4(Family):
 
 def _fit(width: int, height: int, settings: Gemma4Settings) -> tuple[int, int]:
     """The height and width that the picture is resized to, in the processor's own order of floating point."""
-    if min(width, height) < 1:
-        raise LayoutError(f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1")
+    check_sides(width, height)
     unit, area = settings.unit, settings.max_soft_tokens * settings.unit**2
     scale = math.sqrt(area / (height * width))
     tall, wide = (math.floor(scale * side / unit) * unit for side in (height, width))

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Section
 from filmroll.families.recipe import Tones, fingerprint, recipe
 from filmroll.image import ImageRef
@@ -62,10 +62,7 @@ class GridFamily(Family):
         """The height and width that a picture with both sides at least 1 is resized to."""
 
     def layout(self, width: int, height: int) -> Layout:
-        if min(width, height) < 1:
-            raise LayoutError(
-                f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1"
-            )
+        check_sides(width, height)
         settings = self.settings
         target_height, target_width = self._fit(width, height)
         rows, columns = target_height // settings.patch_size, target_width // settings.patch_size

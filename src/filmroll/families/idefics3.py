@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.errors import CheckpointError, GridError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.markers import Markers, read_markers, read_placeholders
 from filmroll.families.recipe import HALF, LANCZOS, Tones, check_processor, fingerprint, read_tones, recipe
@@ -136,10 +136,7 @@ class Idefics3(Family):
     def _sides(self, width: int, height: int) -> tuple[tuple[int, int], int, int]:
         """What the picture is resized to: first its edges, then whole tiles."""
         settings = self.settings
-        if min(width, height) < 1:
-            raise LayoutError(
-                f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1"
-            )
+        check_sides(width, height)
         edges = _edges(width, height, settings.longest_edge)
         if not settings.do_image_splitting:
             return edges, settings.tile, settings.tile

@@ -14,8 +14,8 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.errors import CheckpointError
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.recipe import Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
@@ -77,10 +77,7 @@ class InternVL(Family):
         return cls(settings, placeholders=placeholders, ends=(ends[0], ends[1]), tile_patches=patches)
 
     def layout(self, width: int, height: int) -> Layout:
-        if min(width, height) < 1:
-            raise LayoutError(
-                f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1"
-            )
+        check_sides(width, height)
         grid = (1, *self._arrangement(width, height))
         features = _pictures(grid) * self.settings.image_seq_length
         return Layout(

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.errors import CheckpointError
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.recipe import BACKEND, HALF, Backend, Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
@@ -118,8 +118,7 @@ class KimiK25(Family):
 
 def _fit(width: int, height: int, settings: KimiSettings) -> tuple[int, int]:
     """The height and width that the picture is resized to, before padding, in the processor's own floating point."""
-    if min(width, height) < 1:
-        raise LayoutError(f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1")
+    check_sides(width, height)
     patch = settings.patch_size
     most = settings.patch_limit_on_one_side * patch
     patches = max(1.0, width // patch) * max(1.0, height // patch)

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from filmroll.errors import CheckpointError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.errors import CheckpointError
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.grid import read_placeholders
 from filmroll.families.recipe import Tones, check_processor, fingerprint, read_tones, recipe
@@ -84,10 +84,7 @@ class LlavaOnevision(Family):
         return cls(settings, placeholders=placeholders)
 
     def layout(self, width: int, height: int) -> Layout:
-        if min(width, height) < 1:
-            raise LayoutError(
-                f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1"
-            )
+        check_sides(width, height)
         tall, wide = _best(width, height, self.settings.pinpoints)
         rows, columns = tall // self.settings.side, wide // self.settings.side
         lines, length = self._features(width, height, rows, columns)
@@ -155,12 +152,19 @@ def _pictures(layout: Layout) -> int:
 def _best(width: int, height: int, pinpoints: Sizes) -> tuple[int, int]:
     """The size that keeps most of the picture's pixels, and of such ones that which wastes least."""
     best, most, least = pinpoints[0], 0, math.inf
-    for tall, wide in pinpoints:
-        scale = min(wide / width, tall / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        wasted = tall * wide - kept
-        if kept > most or (kept == most and wasted < least):
-            best, most, least = (tall, wide), kept, wasted
+    area = width * height
+    for size in pinpoints:
+        tall, wide = size
+        # Comparisons written out: calls of min() were half of what a descriptor cost.
+        across, down = wide / width, tall / height
+        scale = across if across < down else down
+        kept = int(width * scale) * int(height * scale)
+        if kept > area:
+            kept = area
+        if kept >= most:
+            wasted = tall * wide - kept
+            if kept > most or wasted < least:
+                best, most, least = size, kept, wasted
     return best
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.errors import CheckpointError, GridError, LayoutError
-from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb
+from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
 from filmroll.families.recipe import Tones, check_processor, fingerprint, read_tones, recipe
 from filmroll.image import ImageRef
@@ -130,8 +130,7 @@ class Pixtral(Family):
 
 def _fit(width: int, height: int, settings: PixtralSettings) -> tuple[int, int]:
     """Rows and columns of merged patches, in the processor's own floating point."""
-    if min(width, height) < 1:
-        raise LayoutError(f"an image of {width}x{height} pixels has no layout", remedy="Both sides must be at least 1")
+    check_sides(width, height)
     ratio = max(height / settings.max_height, width / settings.max_width)
     tall, wide = (math.floor(side / ratio) if ratio > 1 else side for side in (height, width))
     if min(tall, wide) < 1:
