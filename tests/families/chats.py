@@ -124,3 +124,90 @@ CHATS: dict[str, list[dict[str, object]]] = {
     "turns": [said("user", None, "One?"), said("assistant", "Yes."), said("user", "And", None, "?")],
 }
 """Conversations that every family's template takes."""
+
+QWEN = """\
+{%- set seen = namespace(images=0, user=-1) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set seen.user = loop.index0 %}{% endif %}{% endfor %}
+{%- macro body(content) %}
+    {%- if content is string %}{{ content }}
+    {%- else %}
+        {%- for part in content %}
+            {%- if part.type == 'image' %}
+                {%- set seen.images = seen.images + 1 %}
+                {%- if add_vision_id %}{{ 'Picture ' ~ seen.images ~ ': ' }}{% endif %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- else %}{{ part.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user' if loop.previtem.role != 'tool' }}
+        {{- '\\n<tool_response>\\n' + body(message.content) + '\\n</tool_response>' }}
+        {{- '<|im_end|>\\n' if loop.last or loop.nextitem.role != 'tool' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {{- '<think>\\n\\n</think>\\n\\n' if thinks and message.role == 'assistant' and loop.index0 > seen.user }}
+        {{- body(message.content) + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {{- ('<think>\\n' if enable_thinking else '<think>\\n\\n</think>\\n\\n') if thinks }}
+{%- endif %}
+"""
+QWEN3_VL = "{%- set thinks = false %}" + QWEN
+QWEN3_5 = "{%- set thinks = true %}{%- set enable_thinking = enable_thinking | default(true) %}" + QWEN
+QWEN3_5_SMALL = "{%- set thinks = true %}{%- set enable_thinking = enable_thinking | default(false) %}" + QWEN
+"""Of the small models, which do not think unless they are told to."""
+QWEN3_6 = "{#- preserve_thinking #}" + QWEN3_5
+
+KIMI = """\
+{%- macro body(content) %}
+    {%- if content is string %}{{ content }}
+    {%- else %}
+        {%- for part in content %}
+            {%- if part.type == 'image' %}
+                {{- '<|media_begin|>image<|media_content|><|media_pad|><|media_end|>\\n' }}
+            {%- else %}{{ part.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+    {{- '<|im_' + (message.role if message.role in ('user', 'assistant') else 'system') + '|>' }}
+    {{- message.role + '<|im_middle|>' }}
+    {{- '<think></think>' if message.role == 'assistant' }}
+    {{- '## Return of \\n' if message.role == 'tool' }}
+    {{- body(message.content) + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|><think>' }}{% endif %}"""
+
+TOOL_CHATS = {
+    "picture of a tool": [
+        said("user", "Look."),
+        said("assistant", "I do."),
+        said("tool", None, "that is it", None),
+    ],
+    "two tools": [
+        said("user", None),
+        said("assistant", "Yes."),
+        said("tool", "one"),
+        said("tool", None),
+        said("user", "And?"),
+    ],
+}
+"""Conversations with tools, for families whose templates take their messages."""
+UNTHOUGHT = "<think>\n\n</think>\n\n"
+QWEN_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+KIMI_TOKENS = (
+    "<|im_system|>",
+    "<|tool_calls_section_begin|>",
+    "<|tool_calls_section_end|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    "<think>",
+    "</think>",
+)

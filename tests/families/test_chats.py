@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer
 
 from filmroll.render import Renderer, load_renderer
 from filmroll.store import open_store
@@ -21,7 +23,7 @@ from tests.families.cases.base import Case
 from tests.families.theirs import Theirs
 
 NAMED = {case.name: case for case in EVERY_CASE}
-TEMPLATES: dict[str, str | None] = {
+BY_TEMPLATE: dict[str, str | None] = {
     "qwen2_vl-released": None,
     "qwen2_5_vl-class_default": None,
     "gemma3-released": chats.GEMMA3,
@@ -35,6 +37,14 @@ TEMPLATES: dict[str, str | None] = {
     "llava_onevision": chats.LLAVA_ONEVISION,
 }
 """Checkpoints whose text is written by a template: the case's own, or one in the way of the released checkpoint."""
+BY_LIBRARY: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "qwen3-vl": ("qwen3_vl-released", chats.QWEN3_VL, chats.QWEN_TOKENS),
+    "qwen3.5": ("qwen3_5-one_area", chats.QWEN3_5, chats.QWEN_TOKENS),
+    "qwen3.5-small": ("qwen3_5-one_area", chats.QWEN3_5_SMALL, chats.QWEN_TOKENS),
+    "qwen3.6": ("qwen3_5_moe-no_least_area", chats.QWEN3_6, chats.QWEN_TOKENS),
+    "kimi-k2.5": ("kimi_k25-released", chats.KIMI, chats.KIMI_TOKENS),
+}
+"""Checkpoints whose text the `renderers` library writes, with a template that says the same."""
 SIZES = [(70, 50), (33, 90), (120, 118)]
 
 
@@ -44,11 +54,14 @@ def picture(number: int) -> bytes:
     return out.getvalue()
 
 
-def with_template(folder: Path, template: str | None, into: Path) -> Path:
-    """The same checkpoint without weights, with another chat template."""
+def with_template(folder: Path, template: str | None, into: Path, tokens: Sequence[str] = ()) -> Path:
+    """The same checkpoint without weights, with another chat template and more tokens."""
     shutil.copytree(folder, into, ignore=shutil.ignore_patterns("*.safetensors"))
     if template is not None:
         (into / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer.from_file(str(into / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(token, special=token.startswith("<|"), normalized=False) for token in tokens])
+    tokenizer.save(str(into / "tokenizer.json"))
     return into
 
 
@@ -79,15 +92,74 @@ class Chat:
         return ids
 
 
-@pytest.fixture(scope="session", params=TEMPLATES)
-def chat(
-    request: Any, built: Callable[[Case], Path], pool: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
-) -> Chat:
-    case, work = NAMED[request.param], tmp_path_factory.mktemp("chat")
-    folder = with_template(built(case), TEMPLATES[case.name], work / "model")
-    return Chat(case, folder, pool, load_renderer(folder, open_store(work / "images")))
+@pytest.fixture(scope="session")
+def chatting(
+    built: Callable[[Case], Path], pool: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Chat]:
+    """Makes a chat with a case's checkpoint, once for the same template and options."""
+
+    @cache
+    def make(name: str, template: str | None, tokens: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Chat:
+        case, work = NAMED[name], tmp_path_factory.mktemp("chat")
+        folder = with_template(built(case), template, work / "model", tokens)
+        switches = dict.fromkeys(options, True)
+        return Chat(case, folder, pool, load_renderer(folder, open_store(work / "images"), options=switches))
+
+    return make
 
 
 @pytest.mark.parametrize("name", chats.CHATS)
-def test_prompts_are_those_of_the_processors_chat_template(chat: Chat, name: str) -> None:
+@pytest.mark.parametrize("case", BY_TEMPLATE)
+def test_a_templates_prompts_are_the_processors(chatting: Callable[..., Chat], case: str, name: str) -> None:
+    chat = chatting(case, BY_TEMPLATE[case])
     assert chat.ours(chats.CHATS[name]) == chat.theirs(chats.CHATS[name])
+
+
+@pytest.mark.parametrize("name", chats.CHATS | chats.TOOL_CHATS)
+@pytest.mark.parametrize("known", BY_LIBRARY)
+def test_the_librarys_prompts_are_the_processors(chatting: Callable[..., Chat], known: str, name: str) -> None:
+    chat = chatting(*BY_LIBRARY[known])
+    assert chat.renderer.family.renderer == known.removesuffix("-small")
+    messages = (chats.CHATS | chats.TOOL_CHATS)[name]
+    ours, theirs = chat.ours(messages), chat.theirs(messages)
+    if known == "qwen3.5-small" and name in ("turns", "two tools"):
+        # It keeps the empty reasoning that its prompts begin an answer with, so that turns extend turns.
+        words = chat.renderer.tokenizer
+        assert words.decode(ours).replace(f"{chats.UNTHOUGHT}Yes.", "Yes.") == words.decode(theirs)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "known", [known for known in BY_LIBRARY if known.startswith("qwen") and known != "qwen3.5-small"]
+)
+def test_pictures_are_numbered_where_that_is_asked(chatting: Callable[..., Chat], known: str) -> None:
+    chat = chatting(*BY_LIBRARY[known], ("add_vision_id",))
+    messages = chats.CHATS["turns"]
+    ours = chat.ours(messages)
+    assert ours == chat.theirs(messages, add_vision_id=True)
+    assert "Picture 2: " in chat.renderer.tokenizer.decode(ours)
+
+
+def test_tools_are_written_as_the_template_writes_them(chatting: Callable[..., Chat]) -> None:
+    chat = chatting("glm4v_moe-released", chats.GLM)
+    function = {"name": "look", "description": 'Looks — at "it".', "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "ä", "times": 2}}}
+    messages = [
+        chats.said("user", "Look."),
+        {"role": "assistant", "content": [chats.text("I do.")], "tool_calls": [call]},
+        chats.said("tool", None, "that is it"),
+    ]
+    expected = chat.theirs(messages, tools)
+    assert chat.ours(messages, tools) == expected
+    call["function"] = {"name": "look", "arguments": '{"at": "ä", "times": 2}'}  # as OpenAI's API has it
+    assert chat.ours(messages, tools) == expected
+
+
+@pytest.mark.parametrize("case", BY_TEMPLATE)
+def test_a_text_and_a_list_of_one_text_are_the_same(chatting: Callable[..., Chat], case: str) -> None:
+    chat = chatting(case, BY_TEMPLATE[case])
+    messages = chats.CHATS["system"]
+    plain = [{"role": message["role"], "content": message["content"][0]["text"]} for message in messages]  # type: ignore[index]
+    assert chat.ours(plain) == chat.ours(messages)
