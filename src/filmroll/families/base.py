@@ -91,6 +91,8 @@ class Family(ABC):
     vllm_modality: ClassVar[str | None] = None
     """What vLLM calls pictures of this family, where that is not `image`."""
     fingerprint: str
+    first_fingerprint: str | None = None
+    """What the oldest references of other systems have in its place; None where they know no such family."""
     recipe: str
     renderer: str | None
     """The name of the `renderers` text renderer for this checkpoint, None where there is none."""

@@ -13,7 +13,7 @@ import numpy as np
 from filmroll.errors import CheckpointError, LayoutError
 from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Section
-from filmroll.families.recipe import Tones, fingerprint, recipe
+from filmroll.families.recipe import Tones, fingerprint, first_fingerprint, recipe
 from filmroll.image import ImageRef
 from filmroll.pixels.patches import CHANNELS, Cut, Values
 
@@ -52,7 +52,9 @@ class GridFamily(Family):
         self.renderer = renderer
         # Every such model takes its positions from mm_token_type_ids; some fail without, some go on wrongly.
         self.forward = ForwardPolicy(marks="mm_token_type_ids", grid="image_grid_thw", packs=packs)
-        self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in FINGERPRINTED})
+        numbers = {key: getattr(settings, key) for key in FINGERPRINTED}
+        self.fingerprint = fingerprint(self.name, numbers)
+        self.first_fingerprint = first_fingerprint(self.name, numbers)
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.patch_size, settings.patch_size), settings.merge_size, settings.temporal_patch_size)
         super().__init__(settings.table())

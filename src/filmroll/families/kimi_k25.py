@@ -17,7 +17,17 @@ import numpy as np
 from filmroll.errors import CheckpointError
 from filmroll.families.base import Arrays, Family, ForwardPolicy, Layout, Placeholders, Rgb, check_sides
 from filmroll.families.checkpoint import Checkpoint, Section
-from filmroll.families.recipe import BACKEND, HALF, Backend, Tones, check_processor, fingerprint, read_tones, recipe
+from filmroll.families.recipe import (
+    BACKEND,
+    HALF,
+    Backend,
+    Tones,
+    check_processor,
+    fingerprint,
+    first_fingerprint,
+    read_tones,
+    recipe,
+)
 from filmroll.image import ImageRef
 from filmroll.pixels.patches import CHANNELS, Channels, Cut, Values
 
@@ -71,7 +81,9 @@ class KimiK25(Family):
         self.placeholders = placeholders
         self.renderer = "kimi-k2.5"
         self.forward = ForwardPolicy(grid="image_grid_thw", packs=True)
-        self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
+        numbers = {key: getattr(settings, key) for key in LAYOUT}
+        self.fingerprint = fingerprint(self.name, numbers)
+        self.first_fingerprint = first_fingerprint(self.name, numbers)
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.patch_size, settings.patch_size))
         super().__init__(settings.table())

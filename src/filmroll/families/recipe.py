@@ -123,14 +123,22 @@ def check_processor(section: Section, known: Sequence[str], *, switches: Mapping
 
 def fingerprint(family: str, numbers: Mapping[str, Any]) -> str:
     """The numbers that layouts depend on, hashed as other systems hash them (docs/format.md)."""
-    values = ":".join(f"{key}={_compact(numbers[key])}" for key in sorted(numbers))
-    return _hash(f"image-layout:{family}:{values}")
+    return _hash(f"image-layout:{_layout(family, numbers)}")
+
+
+def first_fingerprint(family: str, numbers: Mapping[str, Any]) -> str:
+    """The same numbers as those systems hashed them while their references were called v2 and v3."""
+    return _hash(f"image-layout:v1:{_layout(family, numbers)}")
 
 
 def recipe(family: str, settings: Mapping[str, Any]) -> str:
     """Everything that pixels depend on, hashed: two processes with one recipe build the same values."""
     resizer = _BACKENDS[settings["backend"]].resizer
     return _hash(_compact({"family": family, "decoder": DECODER, "resizer": resizer, "do_resize": True, **settings}))
+
+
+def _layout(family: str, numbers: Mapping[str, Any]) -> str:
+    return ":".join([family, *(f"{key}={_compact(numbers[key])}" for key in sorted(numbers))])
 
 
 def _compact(value: Any) -> str:

@@ -25,7 +25,7 @@ def completed(foreign: ForeignDescriptor, store: Store, family: Family) -> Image
             f"the model's is 'image', for vLLM {family.vllm_modality!r}",
             remedy=SAME,
         )
-    if foreign.layout_fingerprint not in (family.fingerprint, None):
+    if foreign.layout_fingerprint not in (family.fingerprint, family.first_fingerprint, None):
         raise FingerprintError(
             f"its layout fingerprint is {foreign.layout_fingerprint!r}, the model's is {family.fingerprint!r}",
             remedy=SAME,

@@ -44,6 +44,8 @@ def open_store(
     `cache`, a folder on a local disk, what is read is kept there, up to that many bytes.
     """
     if url == INLINE_URL:
+        if cache is not None:
+            raise ConfigError("an inline store reads from nowhere and has nothing to cache", remedy="Leave cache out")
         return InlineStore(Nowhere(), limits, http=http)
     held = None if cache is None else ReadCache(cache, cache_bytes)
     return Store(_shelf(url), limits, http=http, cache=held)

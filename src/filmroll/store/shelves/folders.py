@@ -143,9 +143,11 @@ def _open_inner(name: str, below: int) -> int:
 
 def _open_folder_of(root: str, key: str) -> tuple[int, str]:
     """The descriptor of the folder that a key is in, and its name in there."""
-    first, *folders, name = key.split("/")
-    fd = _open_first(root, first)
-    for folder in folders:
+    *folders, name = key.split("/")
+    if not folders:
+        return os.open(root, _FOLDER), name
+    fd = _open_first(root, folders[0])
+    for folder in folders[1:]:
         try:
             inner = _open_inner(folder, fd)
         finally:

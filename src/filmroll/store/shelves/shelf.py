@@ -1,6 +1,6 @@
 """Where bytes lie under keys, in a folder or a bucket: all that differs between stores.
 
-A key is a path of two or three names, such as `ab/abcd….png`; what keys mean is for keys.py. A
+A key is a path of one to three names, such as `ab/abcd….png`; what keys mean is for keys.py. A
 shelf does not know what an image is: digests, damage and deduplication are for store.py. A new
 kind of place is one more Shelf, and one line in tests/store/test_conformance.py.
 """

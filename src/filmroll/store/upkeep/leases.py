@@ -20,11 +20,11 @@ import msgspec
 
 from filmroll.errors import ConfigError, FilmrollError, ImageDamagedError, ImageLimitError, ManifestError, StoreError
 from filmroll.image import ImageRef
-from filmroll.store.keys import LEASES, object_name
+from filmroll.store.keys import LEASES
 from filmroll.store.shelves.shelf import Item, Shelf
 from filmroll.store.store import Store
 from filmroll.store.together import together
-from filmroll.store.upkeep.presence import missing, secure
+from filmroll.store.upkeep.presence import missing, names_of, secure
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Lease:
 
         ImageNotFoundError, and nothing more is held than before, if one of them is not in the store.
         """
-        wanted = {object_name(image.sha256, image.media_type) for image in images}
+        wanted = names_of(images)
         with self._lock:
             self._write(self.images | wanted)
             gone = secure(self.store, wanted)
@@ -102,7 +102,7 @@ class Lease:
     def release(self, images: Iterable[ImageRef]) -> None:
         """Hold these no longer."""
         with self._lock:
-            self.images -= {object_name(image.sha256, image.media_type) for image in images}
+            self.images -= names_of(images)
             self._write(self.images)
 
     def renew(self) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from filmroll.errors import ConfigError, ImageDamagedError, ImageLimitError, ManifestError
-from filmroll.image import INLINE, ImageRef
-from filmroll.store.keys import MANIFESTS, object_name, read_object_name
+from filmroll.image import ImageRef
+from filmroll.store.keys import MANIFESTS, read_object_name
 from filmroll.store.shelves.shelf import Shelf
 from filmroll.store.store import Store
 from filmroll.store.together import together
-from filmroll.store.upkeep.presence import missing, secure
+from filmroll.store.upkeep.presence import missing, names_of, secure
 
 MAX_IMAGES = 1 << 20
 """In one label."""
@@ -42,14 +42,11 @@ class Manifest:
     def keep(self, label: str, images: Iterable[ImageRef | str]) -> None:
         """Refer to these images, or object names, as well. Once this returns they are there, and stay.
 
-        ImageNotFoundError, and the label is as it was, if one of them is not in the store. An image
-        that is inside its reference is there as long as the reference is, and is not written down.
+        ImageNotFoundError, and the label is as it was, if one of them is not in the store.
         """
-        wanted = {
-            one if isinstance(one, str) else object_name(one.sha256, one.media_type)
-            for one in images
-            if isinstance(one, str) or not one.uri.startswith(INLINE)
-        }
+        images = list(images)
+        wanted = {one for one in images if isinstance(one, str)}
+        wanted |= names_of(one for one in images if not isinstance(one, str))
         key, before = self._key(label), self._read(label)
         self._write(key, wanted | (before or set()))
         gone = secure(self.store, wanted)

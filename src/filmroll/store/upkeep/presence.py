@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from functools import partial
 
 from filmroll.errors import ImageDamagedError, ImageNotFoundError
-from filmroll.store.keys import TRASH, object_key
+from filmroll.image import ImageRef
+from filmroll.store.keys import TRASH, object_key, object_name
 from filmroll.store.store import Store
 from filmroll.store.together import together
 
@@ -14,6 +15,15 @@ _NAMED = 5
 """Missing images that an error names."""
 
 _ATTEMPTS = 4
+
+
+def names_of(images: Iterable[ImageRef]) -> set[str]:
+    """The object names of these images, less those that are inside their references or another system's files.
+
+    Upkeep removes neither, so nobody has to keep them.
+    """
+    named = {object_name(image.sha256, image.media_type): image.uri for image in images}
+    return {name for name, uri in named.items() if uri.endswith(f"/{object_key(name)}")}
 
 
 def secure(store: Store, names: Iterable[str]) -> list[str]:
