@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-tests test check lint test-s3 reliability bench clean
+.PHONY: demo demo-control demo-tests test check lint test-s3 test-vllm reliability bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -30,6 +30,13 @@ lint: $(READY)  ## style, types, and which floor imports which
 test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which is installed first where that may be done
 	$(BIN)/python -m tests.store.servers.ceph
 	$(BIN)/python -m pytest -m ceph tests/store
+
+test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own
+	$(BIN)/python -m pytest -m vllm tests/vllm
+
+$(VENV)-vllm/.ready: pyproject.toml constraints-vllm.txt tests/vllm/environment.py
+	$(BIN)/python -m tests.vllm.environment $(VENV)-vllm
+	touch $@
 
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
 	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families

@@ -23,6 +23,8 @@ MAX_BODY_BYTES = 8 * 2**20
 """About 600,000 token ids, or 10,000 references."""
 MAX_DROPPED_BYTES = 64 * 2**20
 CLIENT_CLOSED = 499
+UNAVAILABLE = 503
+RETRY_AFTER_S = 1
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Result = TypeVar("Result")
@@ -38,14 +40,14 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except FilmrollError as error:
             if error.status >= 500:
                 log.warning("%s failed: %s", request.url.path, error)
-            return _error(error)
+            return error_answer(error)
         except HTTPException:
             raise
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
         except Exception:
             log.exception("%s failed in a way nobody foresaw", request.url.path)
-            return _error(FilmrollError("the engine failed on this request; its log says why"))
+            return error_answer(FilmrollError("the engine failed on this request; its log says why"))
 
     return answer
 
@@ -58,8 +60,10 @@ async def http_error(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": wire}, error.status_code, error.headers)
 
 
-def _error(error: FilmrollError) -> Response:
-    return JSONResponse({"error": error.wire()}, error.status)
+def error_answer(error: FilmrollError) -> Response:
+    """The error's public form; what may pass by itself says when to come back."""
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.status == UNAVAILABLE else None
+    return JSONResponse({"error": error.wire()}, error.status, headers)
 
 
 async def read_body(request: Request) -> bytes:

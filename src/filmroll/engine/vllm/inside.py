@@ -1,0 +1,232 @@
+"""All that filmroll relies on inside vLLM: 0.31 is the oldest, 0.32.0 the one that was tried.
+
+When a test against a newer vLLM fails, `tests/vllm/test_inside.py` says which of these names or
+signatures has changed, and this file is the one to mend:
+
+- `ServingTokens(engine_client, models, online_renderer, ...)` and its coroutine
+  `serve_tokens(request, raw_request)`, which answers `/inference/v1/generate`. With neither content
+  parts nor features it asks `online_renderer.preprocess_completion` for the prompt as the engine
+  takes it: there, one that is prepared already can be given.
+- the renderer: `mm_processor`, which says how an image's arrays are told apart
+  (`_get_mm_fields_config`); `mm_processor_cache`; and `_mm_executor`, the one thread on which that
+  cache is touched, so that its order is that of the engine's own cache.
+- the cache: `is_cached_item`, `touch_sender_cache_item`, `get_and_update_item`,
+  `release_sender_touches`, `invalidate`. What it answers for an image that the engine has is None,
+  or a handle.
+- configuration: the model's folder, its length, its number format, `additional_config`, whether
+  pixels are normalized on the device.
+- the application: Starlette's own handlers of exceptions, by class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from filmroll.errors import FilmrollError
+from filmroll.wire.generate import GenerateRequest, request_from
+
+if TYPE_CHECKING:
+    import torch
+
+    from filmroll.families.base import Arrays
+    from filmroll.wire.receipt import Receipt
+
+SERVING = "vllm.entrypoints.scale_out.token_in_token_out.serving"
+PREFIX = "mmraw:"
+HANDLERS = "starlette.exception_handlers"
+"""Where a request finds the application's handlers of exceptions."""
+
+Item = Any
+"""A `MultiModalKwargsItem`: one image as vLLM's model takes it."""
+Result = TypeVar("Result")
+
+
+def has_references(request: Any) -> bool:
+    """Whether any of a request's images is a reference; the others are vLLM's own business."""
+    data = request.features.kwargs_data if request.features is not None else None
+    return any(text is not None and text.startswith(PREFIX) for texts in (data or {}).values() for text in texts)
+
+
+def wire_request(request: Any) -> GenerateRequest:
+    """The parts of vLLM's request that say where its images are, as filmroll reads them."""
+    features = request.features
+    spans = {name: [vars(span) for span in spans] for name, spans in features.mm_placeholders.items()}
+    named = {"mm_hashes": features.mm_hashes, "mm_placeholders": spans, "kwargs_data": features.kwargs_data}
+    return request_from({"token_ids": request.token_ids, "sampling_params": {}, "features": named})
+
+
+def forbid_tokens(request: Any, tokens: Sequence[int], bias: float) -> None:
+    """Never sample these, whatever the request says."""
+    params = request.sampling_params
+    params.logit_bias = (params.logit_bias or {}) | dict.fromkeys(tokens, bias)
+
+
+def with_receipt(answer: Any, receipt: Receipt) -> Any:
+    """The answer and the receipt beside it; errors and streams go as they are."""
+    from pydantic import BaseModel
+
+    if not isinstance(answer, BaseModel) or not hasattr(answer, "choices"):
+        return answer
+    counts = {name: getattr(receipt, name) for name in receipt.__struct_fields__}
+    return _receipted(type(answer)).model_construct(**dict(answer), receipt=counts)
+
+
+@cache
+def _receipted(kind: Any) -> Any:
+    from pydantic import create_model
+
+    return create_model(kind.__name__, __base__=kind, receipt=(dict[str, int], ...))
+
+
+def failed_inside(error: BaseException) -> bool:
+    """Whether the engine itself failed on a request, as it does for an image that it was told to have."""
+    from vllm.exceptions import GenerationError
+
+    return isinstance(error, GenerationError)
+
+
+def answer_errors(raw_request: Any, handler: Callable[[Any, FilmrollError], Any]) -> None:
+    """Have the application answer filmroll's errors in their own form."""
+    if raw_request is not None:
+        handlers, _ = raw_request.scope[HANDLERS]
+        handlers.setdefault(FilmrollError, handler)
+
+
+class Server:
+    """One API server of vLLM."""
+
+    def __init__(self, serving: Any, serve_tokens: Callable[..., Any]) -> None:
+        self._serving = serving
+        self._serve_tokens = serve_tokens
+        self._renderer = serving.online_renderer.renderer
+        self._config = serving.engine_client.vllm_config
+
+    @property
+    def model(self) -> str:
+        """The folder that is served, or its name on the hub."""
+        model, revision = self._config.model_config.model, self._config.model_config.revision
+        return f"{model}@{revision}" if revision else str(model)
+
+    @property
+    def settings(self) -> Any:
+        """What the server was told for filmroll, None for nothing."""
+        told = self._config.additional_config
+        return told.get("filmroll") if isinstance(told, Mapping) else None
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self._config.model_config.max_model_len)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model normalizes pixels on its device, and wants their levels."""
+        return bool(getattr(self._config.model_config.get_multimodal_config(), "mm_device_do_normalize", False))
+
+    def images_allowed(self, modality: str) -> int:
+        """How many images a prompt may have."""
+        return int(self._config.model_config.get_multimodal_config().get_limit_per_prompt(modality))
+
+    def item(self, arrays: Arrays, modality: str) -> Item:
+        """One image's arrays, under the names of its own image processor, as the model takes them."""
+        from transformers import BatchFeature
+        from vllm.multimodal.inputs import MultiModalKwargsItems
+
+        batch = BatchFeature({name: self._tensor(array) for name, array in arrays.items()})
+        fields = self._renderer.get_mm_processor()._get_mm_fields_config(batch, {})
+        (item,) = MultiModalKwargsItems.from_hf_inputs(batch, fields)[modality]
+        return item
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        import torch
+
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.to(self._config.model_config.dtype) if tensor.is_floating_point() else tensor
+
+    def keeps(self, identity: str) -> bool:
+        """Whether the engine has this image, so that its pixels need not be sent again."""
+        cache = self._renderer.mm_processor_cache
+        return cache is not None and bool(cache.is_cached_item(identity))
+
+    async def enter(
+        self, identities: Sequence[str], items: Mapping[str, Item], *, resend: bool = False
+    ) -> list[Item | None] | None:
+        """What is sent for each image, None for one that the engine has; None for all if one is missing by now.
+
+        With `resend` everything is sent, whatever the engine seems to have.
+        """
+        return await self._on_cache_thread(lambda: self._enter(identities, items, resend=resend))
+
+    def _enter(self, identities: Sequence[str], items: Mapping[str, Item], *, resend: bool) -> list[Item | None] | None:
+        cache = self._renderer.mm_processor_cache
+        if cache is None:
+            return [items[one] for one in identities] if set(identities) <= items.keys() else None
+        if any(one not in items and not cache.is_cached_item(one) for one in identities):
+            return None
+        try:
+            # All are touched first: none of this prompt's may make room for another of them.
+            for one in identities:
+                cache.touch_sender_cache_item(one)
+            sent = [cache.get_and_update_item((items[one], ()) if one in items else None, one)[0] for one in identities]
+        except AssertionError:
+            # vLLM's way to say that one was dropped in between after all.
+            return None
+        finally:
+            cache.release_sender_touches()
+            self._renderer.update_mm_cache_stats()
+        return [items[one] if resend and got is None else got for one, got in zip(identities, sent, strict=True)]
+
+    async def forget(self, identities: Sequence[str]) -> None:
+        """Believe no longer that the engine has these."""
+        cache = self._renderer.mm_processor_cache
+        if cache is not None:
+            await self._on_cache_thread(lambda: [cache.invalidate(one) for one in identities])
+
+    async def _on_cache_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._renderer._mm_executor, work)
+
+    async def serve(self, request: Any, raw_request: Any, engine_input: Any) -> Any:
+        """vLLM's own answer to the request, whose prompt is prepared already."""
+        serving = copy(self._serving)
+        serving.online_renderer = _Prepared(engine_input)
+        return await self._serve_tokens(serving, request.model_copy(update={"features": None}), raw_request)
+
+
+def engine_input(
+    request: Any,
+    modality: str,
+    sent: Sequence[Item | None],
+    identities: Sequence[str],
+    places: Sequence[tuple[int, np.ndarray[Any, Any]]],
+) -> Any:
+    """A prompt as the engine takes it; each place is an offset and which of the tokens after it take a feature."""
+    import torch
+    from vllm.inputs import mm_input
+    from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+
+    ranges = [
+        PlaceholderRange(offset, len(takes), None if takes.all() else torch.from_numpy(takes))
+        for offset, takes in places
+    ]
+    return mm_input(
+        prompt_token_ids=request.token_ids,
+        mm_kwargs=MultiModalKwargsItems({modality: list(sent)}),
+        mm_hashes={modality: list(identities)},
+        mm_placeholders={modality: ranges},
+        cache_salt=request.cache_salt,
+    )
+
+
+class _Prepared:
+    """Stands for the renderer of a request whose prompt is prepared."""
+
+    def __init__(self, engine_input: Any) -> None:
+        self._engine_input = engine_input
+
+    async def preprocess_completion(self, *_args: Any, **_kwargs: Any) -> tuple[Any]:
+        return (self._engine_input,)

@@ -1,0 +1,88 @@
+"""The entry point: vLLM calls `register` in every one of its processes, and only API servers are changed.
+
+`ServingTokens` is what answers `/inference/v1/generate`. It is wrapped when its module is imported,
+which engine cores and workers never do: there, registering costs nothing. A request without
+references goes to vLLM's own method untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from filmroll.engine.vllm import identity, inside
+
+INSTALLED = "filmroll_references"
+"""The attribute that holds what serves references; its presence says that the class is wrapped."""
+
+
+def register() -> None:
+    """Have references served wherever this process turns out to be an API server. May be called twice."""
+    identity.establish()
+    if (module := sys.modules.get(inside.SERVING)) is not None:
+        install(module)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(inside.SERVING, install))
+
+
+def install(module: ModuleType) -> None:
+    """Wrap the module's `ServingTokens`, once."""
+    serving = module.ServingTokens
+    if hasattr(serving, INSTALLED):
+        return
+    construct, serve = serving.__init__, serving.serve_tokens
+
+    @wraps(construct)
+    def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Not above: this needs what only a reader has installed.
+        from filmroll.engine.vllm.references import References
+
+        construct(self, *args, **kwargs)
+        setattr(self, INSTALLED, References(inside.Server(self, serve)))
+
+    @wraps(serve)
+    async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
+        if inside.has_references(request):
+            return await getattr(self, INSTALLED).serve(request, raw_request)
+        return await serve(self, request, raw_request)
+
+    serving.__init__, serving.serve_tokens = constructed, serve_tokens
+    setattr(serving, INSTALLED, None)
+
+
+class _AfterImport(MetaPathFinder):
+    """Does something with one module right after it is first imported."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self.then)
+        return spec
+
+
+class _Loader(Loader):
+    """A module's own loader, and then something more."""
+
+    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
+        self.loader, self.then = loader, then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        self.then(module)

@@ -1,0 +1,204 @@
+"""The path of one request: its claims are read, its images verified and developed, vLLM answers, a receipt is added."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from filmroll.engine.http import error_answer
+from filmroll.engine.resolve import Claims, read_claims
+from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.identity import identity
+from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
+from filmroll.errors import ConfigError, FilmrollError, RequestError
+from filmroll.families import Family, load_family
+from filmroll.families.base import Arrays
+from filmroll.families.recipe import Backend
+from filmroll.materialize.feed import SUPPRESSED
+from filmroll.materialize.materializer import Materializer
+from filmroll.pixels.late import normalize
+from filmroll.pixels.patches import CHANNELS, LEVELS
+from filmroll.store.store import Store
+from filmroll.wire.receipt import Receipt
+
+log = logging.getLogger(__name__)
+
+UNCHANGED: npt.NDArray[np.uint8] = np.tile(np.arange(LEVELS, dtype=np.uint8), (CHANNELS, 1))
+"""What each level becomes where the model normalizes: itself, in as many copies as the tower reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request's images as far as that needs no image: whose recipe, which claims, under which identities."""
+
+    materializer: Materializer
+    claims: Claims
+    identities: tuple[str, ...]
+
+    @property
+    def family(self) -> Family:
+        return self.materializer.family
+
+    @property
+    def modality(self) -> str:
+        return self.family.vllm_modality or "image"
+
+    def places(self) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+        """Where each image stands, and which of its tokens take a feature."""
+        pad = self.family.placeholders.image
+        pairs = zip(self.claims.spans, self.claims.descriptors, strict=True)
+        return [(span.offset, self.family.expansion(descriptor) == pad) for span, descriptor in pairs]
+
+
+class References:
+    """What serves requests with references in one API server."""
+
+    def __init__(self, server: inside.Server) -> None:
+        self.server = server
+        settings = read_settings(server.settings)
+        store = settings.open_store()
+        self._materializers = {} if store is None else _materializers(server.model, store, settings)
+        self._pool = ThreadPoolExecutor(settings.readers, thread_name_prefix="filmroll-reader")
+
+    async def serve(self, request: Any, raw_request: Any) -> Any:
+        """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
+        inside.answer_errors(raw_request, _answered)
+        with _foreseen():
+            prompt = await self._in_pool(self._read, request)
+            inside.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
+        try:
+            answer = await self._answer(request, raw_request, prompt, resend=False)
+        except Exception as error:
+            if not inside.failed_inside(error):
+                raise
+            # Its cache and the engine's have drifted apart: once more, with everything.
+            answer = await self._answer(request, raw_request, prompt, resend=True)
+        images = len(prompt.identities)
+        return inside.with_receipt(answer, Receipt(images, images, images, images))
+
+    async def _answer(self, request: Any, raw_request: Any, prompt: Prompt, *, resend: bool) -> Any:
+        with _foreseen():
+            sent = await self._sent(prompt, resend=resend)
+            prepared = inside.engine_input(request, prompt.modality, sent, prompt.identities, prompt.places())
+        try:
+            return await self.server.serve(request, raw_request, prepared)
+        except BaseException:
+            # Whether the engine has got the images is not known.
+            await asyncio.shield(self.server.forget(prompt.identities))
+            raise
+
+    def _read(self, request: Any) -> Prompt:
+        wanted = inside.wire_request(request)
+        if not self._materializers:
+            raise RequestError(
+                "this server was started without a store, it reads no references",
+                remedy=f"Start it with {EXAMPLE}",
+                field="features.kwargs_data",
+            )
+        if len(wanted.token_ids) >= self.server.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(wanted.token_ids)} tokens, the model takes {self.server.max_model_len}",
+                field="token_ids",
+            )
+        any_one = next(iter(self._materializers.values()))
+        claims = read_claims(wanted, any_one.family, any_one)
+        # A recipe that none of them has is refused by whichever.
+        materializer = self._materializers.get(claims.descriptors[0].recipe, any_one)
+        prompt = Prompt(materializer, claims, tuple(map(identity, claims.descriptors)))
+        allowed = self.server.images_allowed(prompt.modality)
+        if len(prompt.identities) > allowed:
+            raise RequestError(
+                f"it has {len(prompt.identities)} images, this server takes {allowed}", field=claims.field
+            )
+        return prompt
+
+    async def _sent(self, prompt: Prompt, *, resend: bool) -> list[inside.Item | None]:
+        """What goes to the engine for each image, in prompt order."""
+        sent = None
+        if not resend:
+            sent = await self.server.enter(prompt.identities, await self._items(prompt, everything=False))
+        if sent is None:
+            # vLLM has dropped one in the meantime, or is not believed.
+            items = await self._items(prompt, everything=True)
+            sent = await self.server.enter(prompt.identities, items, resend=resend)
+        if sent is None:
+            raise FilmrollError("vLLM's cache of images takes none of them")
+        return sent
+
+    async def _items(self, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
+        """The distinct images that vLLM needs, by identity; the claims about all of them are checked."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(prompt.identities):
+            places.setdefault(name, []).append(place)
+        work = [
+            self._in_pool(self._item, prompt, there, not everything and self.server.keeps(name))
+            for name, there in places.items()
+        ]
+        done = await asyncio.gather(*work, return_exceptions=True)
+        for item in done:
+            if isinstance(item, BaseException):
+                raise item
+        return {name: item for name, item in zip(places, done, strict=True) if item is not None}
+
+    def _item(self, prompt: Prompt, places: Sequence[int], kept: bool) -> inside.Item | None:
+        """The image at these places; None if vLLM keeps it and every claim agrees with what was seen of it."""
+        arrays: Arrays | None = None
+        for place in places:
+            descriptor = prompt.claims.descriptors[place]
+            try:
+                if not (prompt.materializer.recall(descriptor) and kept):
+                    (picture,) = prompt.materializer.load([descriptor]).pictures
+                    arrays = picture.arrays
+            except FilmrollError as error:
+                raise error.at(field=error.field or prompt.claims.field, index=place) from error
+        return None if arrays is None else self.server.item(self._values(arrays, prompt.family), prompt.modality)
+
+    def _values(self, levels: Arrays, family: Family) -> Arrays:
+        if not self.server.normalizes:
+            return family.normalized(levels)
+        return {
+            name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
+            for name, array in levels.items()
+        }
+
+    async def _in_pool(self, work: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+
+def _materializers(model: str, store: Store, settings: Settings) -> dict[str, Materializer]:
+    """By recipe: the engine makes the pixels that the writer and the trainer mean, with whichever backend."""
+    found: dict[str, Materializer] = {}
+    for backend in (None, *get_args(Backend)):
+        try:
+            family = load_family(model, backend=backend)
+        except ConfigError:
+            # This family knows only one backend.
+            continue
+        found.setdefault(family.recipe, Materializer(store, family, cache_bytes=settings.cache_bytes))
+    return found
+
+
+@contextmanager
+def _foreseen() -> Iterator[None]:
+    """Whatever goes wrong inside becomes an error that says nothing private."""
+    try:
+        yield
+    except FilmrollError:
+        raise
+    except Exception:
+        log.exception("a request with references failed in a way nobody foresaw")
+        raise FilmrollError("the engine failed on this request; its log says why") from None
+
+
+async def _answered(_raw_request: Any, error: FilmrollError) -> Any:
+    if error.status >= 500:
+        log.warning("a request with references failed: %s", error)
+    return error_answer(error)

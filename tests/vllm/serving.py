@@ -1,0 +1,131 @@
+"""A vLLM server in a process of its own, in the environment that `make test-vllm` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.vllm.environment import ROOT
+
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+START_S = 240
+"""A minute on an idle machine."""
+
+FLAGS = (
+    *("--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"),
+    *("--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 << 20)),
+    *("--enable-scale-out", "--logprobs-mode", "processed_logprobs"),
+    *("--middleware", "tests.vllm.sabotage.sabotage"),
+)
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: dict[str, Any]
+    headers: httpx.Headers
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = self.body["error"]
+        return error
+
+    @property
+    def tokens(self) -> list[int]:
+        assert self.status == 200, self.body
+        tokens: list[int] = self.body["choices"][0]["token_ids"]
+        return tokens
+
+    @property
+    def logprobs(self) -> list[float]:
+        assert self.status == 200, self.body
+        return [one["logprob"] for one in self.body["choices"][0]["logprobs"]["content"]]
+
+
+class Server:
+    """What tests ask of a running server."""
+
+    def __init__(self, url: str, process: psutil.Process, log: Path) -> None:
+        self.url, self.log = url, log
+        self._process = process
+        self._http = httpx.Client(base_url=url, timeout=120)
+
+    def post(self, path: str, body: Any) -> Answer:
+        response = self._http.post(path, json=body)
+        return Answer(response.status_code, response.json() if response.content else {}, response.headers)
+
+    def generate(self, body: dict[str, Any]) -> Answer:
+        return self.post("/inference/v1/generate", body)
+
+    def stream(self, body: dict[str, Any]) -> list[str]:
+        response = self._http.post("/inference/v1/generate", json=body)
+        assert response.status_code == 200, response.text
+        return [line for line in response.text.splitlines() if line]
+
+    def together(self, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            return list(pool.map(self.generate, bodies))
+
+    def metric(self, name: str) -> float:
+        lines = self._http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+    def processes(self) -> set[int]:
+        """The server's and its engine's; another set means that something was killed."""
+        return {self._process.pid, *(one.pid for one in self._process.children(recursive=True))}
+
+
+@contextmanager
+def serving(model: Path, store: Path, log: Path, told: dict[str, Any]) -> Iterator[Server]:
+    """A server of the model, told this of filmroll."""
+    assert PYTHON.exists(), "run make test-vllm, which makes the environment"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(port), *FLAGS]
+    command += ["--allowed-local-media-path", str(store), "--additional-config", json.dumps({"filmroll": told})]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, cwd=ROOT
+        )
+    running = psutil.Process(process.pid)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(url, process, log)
+        yield Server(url, running, log)
+    finally:
+        family = [running, *running.children(recursive=True)]
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=20)
+        for one in left:
+            one.kill()
+        process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-4000:]
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    raise AssertionError(f"vLLM did not start in {START_S} s: {log.read_text()[-4000:]}")

@@ -1,0 +1,85 @@
+"""What filmroll relies on inside vLLM is there, by name and signature; what has changed is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.vllm.serving import ENVIRONMENT, PYTHON
+
+NAMES = {
+    "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.__init__": ["online_renderer"],
+    "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.serve_tokens": ["request", "raw_request"],
+    "vllm.renderers.online_renderer:OnlineRenderer.preprocess_completion": ["request", "prompt_input", "skip_mm_cache"],
+    "vllm.renderers.base:BaseRenderer.get_mm_processor": [],
+    "vllm.renderers.base:BaseRenderer.mm_processor_cache": None,
+    "vllm.renderers.base:BaseRenderer.update_mm_cache_stats": [],
+    "vllm.multimodal.processing:BaseMultiModalProcessor._get_mm_fields_config": ["hf_inputs", "hf_processor_mm_kwargs"],
+    "vllm.multimodal.cache:BaseMultiModalProcessorCache.is_cached_item": ["mm_hash"],
+    "vllm.multimodal.cache:BaseMultiModalProcessorCache.get_and_update_item": ["mm_item", "mm_hash"],
+    "vllm.multimodal.cache:BaseMultiModalProcessorCache.touch_sender_cache_item": ["mm_hash"],
+    "vllm.multimodal.cache:BaseMultiModalProcessorCache.release_sender_touches": [],
+    "vllm.multimodal.cache:BaseMultiModalProcessorCache.invalidate": ["mm_hash"],
+    "vllm.multimodal.inputs:MultiModalKwargsItems.from_hf_inputs": ["hf_inputs", "config_by_key"],
+    "vllm.multimodal.inputs:PlaceholderRange": ["offset", "length", "is_embed"],
+    "vllm.inputs:mm_input": ["prompt_token_ids", "mm_kwargs", "mm_hashes", "mm_placeholders", "cache_salt"],
+    "vllm.config.multimodal:MultiModalConfig.get_limit_per_prompt": ["modality"],
+    "vllm.config:VllmConfig": ["model_config", "additional_config"],
+    "vllm.exceptions:GenerationError": None,
+    "vllm.plugins:load_general_plugins": [],
+}
+"""What is relied on, and the parameters that are passed or read; None for what is no function."""
+
+SOURCES = {
+    "vllm.renderers.base:BaseRenderer.__init__": "self._mm_executor = ThreadPoolExecutor(max_workers=1)",
+    "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.serve_tokens": (
+        "(engine_input,) = await self.online_renderer.preprocess_completion("
+    ),
+}
+"""What no signature says."""
+
+INSPECT = """
+import inspect, json, sys
+from importlib import import_module
+
+names, sources = json.load(sys.stdin)
+changed = []
+
+def found(name):
+    module, _, path = name.partition(":")
+    thing = import_module(module)
+    for part in path.split("."):
+        thing = inspect.getattr_static(thing, part) if part.startswith("_") else getattr(thing, part)
+    return thing
+
+for name, wanted in names.items():
+    try:
+        thing = found(name)
+        missing = set(wanted or ()) - set(inspect.signature(thing).parameters) if wanted is not None else ()
+    except (ImportError, AttributeError) as error:
+        changed.append(f"{name}: {error}")
+        continue
+    if missing:
+        changed.append(f"{name} has no {', '.join(sorted(missing))}: {inspect.signature(thing)}")
+for name, text in sources.items():
+    if text not in inspect.getsource(found(name)):
+        changed.append(f"{name} has no longer: {text}")
+print(json.dumps(changed))
+"""
+
+
+@pytest.mark.vllm
+def test_what_is_relied_on_is_there() -> None:
+    done = subprocess.run(
+        [PYTHON, "-c", INSPECT],
+        input=json.dumps([NAMES, SOURCES]),
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    changed = json.loads(done.stdout.splitlines()[-1])
+    assert not changed, "filmroll/engine/vllm/inside.py has to follow vLLM:\n" + "\n".join(changed)

@@ -1,0 +1,91 @@
+"""The plugin where no vLLM is: when it wraps, what it reads of its settings, and which names it gives to images."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from filmroll.engine.vllm.identity import KEY, establish, identity
+from filmroll.engine.vllm.references import References
+from filmroll.engine.vllm.settings import EXAMPLE, read_settings
+from filmroll.errors import ConfigError, RequestError
+from filmroll.image import ImageRef
+from filmroll.wire.descriptor import ImageDescriptor
+
+DESCRIPTOR = ImageDescriptor(
+    image=ImageRef(f"file:///images/{'ab' * 32}.png", "ab" * 32, "image/png", 64, 64, 1234),
+    family="qwen_vl",
+    layout_fingerprint="0" * 32,
+    recipe="1" * 32,
+    payload={"image_grid_thw": [[1, 4, 4]]},
+    tokens=4,
+)
+
+REGISTER = """
+import sys
+from filmroll.engine.vllm.plugin import install, register
+from filmroll.engine.vllm import plugin, inside
+
+inside.SERVING = "serving"
+register()
+register()
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"vllm", "torch", "transformers", "numpy.fft", "starlette"}, loaded
+assert sum(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path) == 1
+
+import serving
+
+assert serving.ServingTokens.serve_tokens.__wrapped__ is not None
+assert not any(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path)
+wrapped = serving.ServingTokens.serve_tokens
+register()
+assert serving.ServingTokens.serve_tokens is wrapped
+"""
+
+
+def test_only_a_process_that_serves_is_changed_and_only_once(tmp_path: Path) -> None:
+    """Engine cores and workers register too: it loads nothing that is large."""
+    (tmp_path / "serving.py").write_text("class ServingTokens:\n    async def serve_tokens(self): ...\n")
+    subprocess.run([sys.executable, "-c", REGISTER], cwd=tmp_path, check=True)
+
+
+def test_without_a_store_a_reference_is_refused_and_told_how() -> None:
+    features = SimpleNamespace(
+        mm_hashes={"image": ["0"]},
+        mm_placeholders={"image": [SimpleNamespace(offset=0, length=1)]},
+        kwargs_data={"image": ["mmraw:"]},
+    )
+    request = SimpleNamespace(token_ids=[1], features=features)
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(References(SimpleNamespace(settings=None)).serve(request, None))
+    wire = caught.value.wire()
+    assert (wire["code"], wire["param"]) == (400, "features.kwargs_data")
+    assert EXAMPLE in wire["message"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"), [({"stoer": "x"}, "stoer"), ({"store": 1}, "store"), ({"readers": 0}, "readers"), ([], "object")]
+)
+def test_settings_that_are_none_are_refused_by_name(told: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_settings(told)
+
+
+def test_names_follow_from_bytes_and_recipe_and_from_the_servers_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    establish()
+    name = identity(DESCRIPTOR)
+    establish()
+    moved = msgspec.structs.replace(DESCRIPTOR, image=msgspec.structs.replace(DESCRIPTOR.image, uri="s3://b/x.png"))
+    assert identity(moved) == name
+    other = msgspec.structs.replace(DESCRIPTOR.image, sha256="cd" * 32)
+    changed = [{"recipe": "2" * 32}, {"image": other}]
+    assert len({name, *(identity(msgspec.structs.replace(DESCRIPTOR, **one)) for one in changed)}) == 3
+    monkeypatch.setenv(KEY, "another server")
+    assert identity(DESCRIPTOR) != name
