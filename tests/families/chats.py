@@ -28,6 +28,20 @@ GEMMA3 = """\
 """
 """Strips every text, and puts a system prompt into the first turn."""
 
+GEMMA4 = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+    {%- for part in message.content %}
+        {{- '<|image|>' if part.type == 'image' else part.text }}
+    {%- endfor %}
+    {{- '<turn|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|turn>model\\n' }}
+{%- endif %}
+"""
+
 GLM = """\
 [gMASK]<sop>
 {%- if tools %}<|system|>

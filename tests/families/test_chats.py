@@ -27,7 +27,7 @@ BY_TEMPLATE: dict[str, str | None] = {
     "qwen2_vl-released": None,
     "qwen2_5_vl-class_default": None,
     "gemma3-released": chats.GEMMA3,
-    "gemma4": None,
+    "gemma4": chats.GEMMA4,
     "glm4v_moe-released": chats.GLM,
     "internvl-released": None,
     "mistral3-released": None,

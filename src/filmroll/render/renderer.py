@@ -82,6 +82,8 @@ class Renderer:
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
     ) -> Rendered:
         """A conversation from its beginning."""
+        if not messages:
+            raise RenderError("there are no messages to render", remedy="A conversation begins with one")
         stored = self.ingest(messages, tools=tools)
         plain, plain_tools = self._markup.plain(stored, tools)
         with _rendering():
