@@ -49,7 +49,8 @@ def _rounds(alike: list[MicroBatch], ranks: int, costs: Costs) -> list[list[Micr
     if not alike:
         return []
     even = _divided(alike, ranks, costs)
-    even += [_dummy(even, costs)] * (-len(even) % ranks)
+    if missing := -len(even) % ranks:
+        even += [_dummy(even, costs)] * missing
     even.sort(key=lambda one: -_cost(one, costs))
     return [even[start : start + ranks] for start in range(0, len(even), ranks)]
 
