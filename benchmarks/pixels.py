@@ -69,9 +69,9 @@ TASKS = (
 )
 
 
-def picture(width: int, height: int) -> Image.Image:
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     """Half a page of flat windows, half a noisy photograph."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     small = draw.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(small).resize((width, height), 3)) + draw.normal(0, 6, (height, width, 3))
     pixels = pixels.clip(0, 255).astype(np.uint8)
