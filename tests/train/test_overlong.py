@@ -38,6 +38,8 @@ def test_law_whole(samples, limits):
         assert not whole.trained[one.tokens : _most(whole, limits)].any(), "nothing trained was cut without need"
         if whole.tokens <= limits.tokens and distinct([whole]) <= limits.patches:
             assert one is whole
+        else:
+            assert one.trained[-1], "what stands behind the last trained token is left out"
     assert all(not one.trained[1 : _most(one, limits)].any() for one in before.values())
 
 

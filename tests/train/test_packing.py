@@ -68,6 +68,14 @@ def test_the_patches_of_many_images_fill_a_micro_batch():
     assert [len(batch.samples) for batch in packed(samples, Limits(9999, 512, packs=True))] == [2, 2]
 
 
+def test_a_sample_goes_where_its_images_are_though_another_micro_batch_has_room_too():
+    ours, others = (PlacedImage(image(number, 56), 1) for number in range(2))
+    lengths = {10: ours, 100: others, 90: others, 80: ours, 70: ours}
+    samples = [showing(length, picture) for length, picture in lengths.items()]
+    found = packed(samples, Limits(200, 999, packs=True))
+    assert [[[one.tokens for one in row] for row in batch.rows] for batch in found] == [[[100], [90]], [[80], [70, 10]]]
+
+
 @given(training_samples(), ROOMY)
 def test_the_same_samples_give_the_same_micro_batches(samples, limits):
     copies = [msgspec.structs.replace(one) for one in samples]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from filmroll.errors import SampleTooLongError
 from filmroll.train.plan import plan
 from filmroll.train.step import TrainerConfig
-from filmroll.wire.training import check_sample
+from filmroll.wire.training import PlacedImage, check_sample
 from tests.train.conftest import FAMILY, sample
-from tests.train.drawn import distinct, training_samples
+from tests.train.drawn import distinct, image, showing, training_samples
 
 ROOMY = TrainerConfig(max_tokens=600, max_patches=1000)
 
@@ -65,13 +65,12 @@ def test_alone_there_are_no_dummies_and_nothing_is_divided():
 
 
 def test_what_takes_longest_is_done_at_the_same_time():
-    samples = [sample(length, name=str(length)) for length in (600, 599, 301, 302, 320, 590)]
+    """Fewer tokens, but more vision patches."""
+    sides = {590: 56, 580: 224, 570: 56, 560: 224}
+    samples = [showing(length, PlacedImage(image(side, side), 1)) for length, side in sides.items()]
     made = plan(samples, FAMILY, ROOMY, ranks=2)
-    assert [[batch.area for batch in together] for together in zip(*made.ranks, strict=True)] == [
-        [600, 599],
-        [590, 320],
-        [302, 301],
-    ]
+    together = [[batch.area for batch in side_by_side] for side_by_side in zip(*made.ranks, strict=True)]
+    assert together == [[580, 560], [590, 570]]
 
 
 def test_overlong_samples_follow_the_configuration():

@@ -72,8 +72,11 @@ def test_packed_logits_and_gradients_are_those_of_each_sample_alone(built):
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
 
+    inputs = row_inputs(model, family, rows, sheet)
+    if family.forward.marks:
+        assert torch.equal(inputs[family.forward.marks] == 1, inputs["input_ids"] == family.placeholders.image)
     with feeding(model, family, sheet) as consumed:
-        logits = model(**row_inputs(model, family, rows, sheet), use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     assert consumed.images == sum(map(len, SHOWN))
     packed = {}
     for number, (line, start) in zip([number for row in order for number in row], starts(rows), strict=True):
