@@ -106,6 +106,10 @@ class FilmrollError(Exception):
         parts["index"] = index if index is not None else self.index
         return _rebuild(type(self), parts)
 
+    def about(self, what: str) -> FilmrollError:
+        """The same error, saying first what it is about."""
+        return _rebuild(type(self), self._parts() | {"problem": f"{what}: {self.problem}"})
+
     def wire(self) -> dict[str, Any]:
         """The structured form that goes to a client: no path, no address, no traceback."""
         message = self.problem if not self.remedy else f"{self.problem}. {self.remedy}"

@@ -152,8 +152,24 @@ def test_a_sample_that_lies_stops_the_step_before_the_update(trainer, played, br
 
 def test_an_image_that_is_gone_stops_the_step_by_name(tiny_model, seeing, played, tmp_path: Path):
     gone = Materializer(open_store(tmp_path / "empty"), seeing[0].family)
-    with pytest.raises(FilmrollError):
+    with pytest.raises(FilmrollError, match=rf"image 0: sample {played[0].name}, turn 0: "):
         Loader(gone, seeing[1]).load(MicroBatch([played[:1]]))
+
+
+def test_a_receipt_that_differs_names_what_the_step_was_about(trainer, played):
+    """A model that is never shown its images: the step stops, and says which ones."""
+    trainer.model.model.forward = blind(trainer.model.model.forward)
+    with pytest.raises(ReceiptError, match="0 consumed by the model") as caught:
+        trainer.step(TrainStep(1e-3, 0, [MicroBatch([played[:1]])]))
+    assert f"one of {len(played[0].images)} images (sample {played[0].name}, turn 0, image 0; " in str(caught.value)
+
+
+def blind(forward):
+    def without_pictures(**inputs):
+        seen = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_grid_thw")}
+        return forward(**seen)
+
+    return without_pictures
 
 
 def test_a_step_without_trained_tokens_is_refused(trainer, played):

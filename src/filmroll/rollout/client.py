@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from filmroll.errors import EngineAnswerError, EngineRefusedError, EngineUnavailableError, ReceiptError
+from filmroll.errors import (
+    EngineAnswerError,
+    EngineRefusedError,
+    EngineUnavailableError,
+    FilmrollError,
+    ReceiptError,
+)
 from filmroll.render import Rendered
+from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.generate import (
     Features,
     GenerateAnswer,
@@ -29,6 +37,8 @@ NO_EVIDENCE = -9999.0
 
 CONNECTIONS = 1024
 _JSON = {"content-type": "application/json"}
+_NAMED = 4
+"""Images that an error names where the engine does not say which of them it is about."""
 _ATTEMPTS = 4
 _FIRST_DELAY = 0.1
 
@@ -60,8 +70,11 @@ class EngineClient:
         """One completion of the prompt, its images carried as references."""
         request = generate_request(prompt, sampling, model=self.model, request_id=request_id)
         body = encode(request)
-        answer = read_answer(await self._post("/inference/v1/generate", body))
-        return _completion(request, answer, len(prompt.images), len(body))
+        try:
+            answer = read_answer(await self._post("/inference/v1/generate", body))
+            return _completion(answer, prompt.images, len(body))
+        except FilmrollError as error:
+            raise error.about(f"request {request_id}") from error.__cause__
 
     async def update_weights(self, version: int) -> None:
         """Have the engine load a version that the trainer has written; it samples with it when this returns."""
@@ -117,7 +130,7 @@ def generate_request(
     )
 
 
-def _completion(request: GenerateRequest, answer: GenerateAnswer, images: int, request_bytes: int) -> Completion:
+def _completion(answer: GenerateAnswer, images: Sequence[ImageDescriptor], request_bytes: int) -> Completion:
     choice = answer.choices[0]
     content = choice.logprobs.content if choice.logprobs else []
     if [entry.token_id for entry in content] != choice.token_ids or not choice.token_ids:
@@ -129,9 +142,11 @@ def _completion(request: GenerateRequest, answer: GenerateAnswer, images: int, r
     if any(not math.isfinite(value) or value <= NO_EVIDENCE for value in logprobs):
         raise EngineAnswerError("the answer has a token without a logprob, it cannot be trained on")
     receipt = answer.receipt or Receipt()
-    if set(msgspec.structs.astuple(receipt)) != {images}:
+    if set(msgspec.structs.astuple(receipt)) != {len(images)}:
+        sent = ", ".join(f"{number} is {image.image.sha256[:16]}" for number, image in enumerate(images[:_NAMED]))
         raise ReceiptError(
-            f"request {request.request_id}: {images} images were sent, the engine's receipt is {receipt}"
+            f"{len(images)} images were sent{f' (image {sent})' if sent else ''}, the engine's receipt is {receipt}",
+            remedy="Nothing that it sampled is used; look for an engine that drops images",
         )
     return Completion(
         choice.token_ids, logprobs, _version(choice.weight_versions), choice.finish_reason or "", request_bytes, receipt

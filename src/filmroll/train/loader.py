@@ -14,6 +14,7 @@ import numpy as np
 from filmroll.errors import TrainingError
 from filmroll.materialize.materializer import Materializer, check_placements
 from filmroll.materialize.sheet import Sheet
+from filmroll.train.places import of_micro_batch, of_sample
 from filmroll.train.rows import row_inputs, starts
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
@@ -56,15 +57,17 @@ class Loader:
         if not micro_batch.rows or not all(row and all(one.tokens for one in row) for row in micro_batch.rows):
             raise TrainingError("a micro-batch has no rows, an empty row or an empty sample", field="rows")
         for sample in samples:
-            check_sample(sample)
-            check_placements(
-                sample.token_ids,
-                [image.offset for image in sample.images],
-                [image.descriptor for image in sample.images],
-                family,
-            )
+            with of_sample(sample):
+                check_sample(sample)
+                check_placements(
+                    sample.token_ids,
+                    [image.offset for image in sample.images],
+                    [image.descriptor for image in sample.images],
+                    family,
+                )
         images = [image.descriptor for sample in samples for image in sample.images]
-        loaded = self._materializer.load(images)
+        with of_micro_batch(micro_batch):
+            loaded = self._materializer.load(images)
         sheet = Sheet.of(loaded.pictures)
         inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
         device = inputs["input_ids"].device

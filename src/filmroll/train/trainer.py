@@ -17,6 +17,7 @@ from filmroll.train.bins import Costs
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
+from filmroll.train.places import of_micro_batch
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
@@ -71,7 +72,8 @@ class Trainer:
 
     def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: _Tally) -> None:
         batch = self._loader.load(micro_batch)
-        out = forward(self.model, self.family, batch)
+        with of_micro_batch(micro_batch):
+            out = forward(self.model, self.family, batch)
         lost = loss(
             out.logprobs,
             batch,
