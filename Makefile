@@ -32,14 +32,14 @@ test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which 
 	$(BIN)/python -m pytest -m ceph tests/store
 
 test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own
-	$(BIN)/python -m pytest -m vllm tests/vllm
+	$(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
 
 $(VENV)-vllm/.ready: pyproject.toml constraints-vllm.txt tests/vllm/environment.py
 	$(BIN)/python -m tests.vllm.environment $(VENV)-vllm
 	touch $@
 
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
-	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families
+	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families tests/wire
 
 bench: $(READY)  ## every benchmark, each with its table and one JSON line
 	for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done

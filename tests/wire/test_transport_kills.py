@@ -13,8 +13,8 @@ from tests.store.effort import effort
 from tests.wire import endpoint
 from tests.wire.streams import TRANSPORTS, new_place
 
-KILLS = effort(3, 300)
-MESSAGES = {"zmq": effort(600, 100_000), "files": effort(300, 50_000)}
+KILLS = effort(3, 100)
+MESSAGES = {"zmq": effort(600, 30_000), "files": effort(300, 10_000)}
 VICTIMS = [("sender",), ("receiver",), ("sender", "receiver")]
 
 
