@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from renderers import config_from_name, create_renderer
 from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from filmroll.errors import PrefixError
 from filmroll.render import Renderer, load_renderer
 from filmroll.store import open_store
 from tests.families import chats
@@ -163,3 +166,44 @@ def test_a_text_and_a_list_of_one_text_are_the_same(chatting: Callable[..., Chat
     messages = chats.CHATS["system"]
     plain = [{"role": message["role"], "content": message["content"][0]["text"]} for message in messages]  # type: ignore[index]
     assert chat.ours(plain) == chat.ours(messages)
+
+
+TOOL = {"name": "look", "description": "Looks — at it.", "parameters": {"type": "object", "properties": {}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": {"at": "ä", "times": 2}}}
+TEXTS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "x"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}],
+    [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y\n"}, {"role": "user", "content": " z"}],
+    [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y", "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "content": "done", "tool_call_id": "c"},
+        {"role": "tool", "content": [chats.text("a"), chats.text("b")], "tool_call_id": "d"},
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    "tools", [None, [TOOL], [{"type": "function", "function": TOOL}]], ids=["", "tool", "function"]
+)
+@pytest.mark.parametrize("known", BY_LIBRARY)
+def test_text_alone_is_what_the_library_makes_of_it(chatting: Callable[..., Chat], known: str, tools: Any) -> None:
+    """With its own tokenizer, transformers': tokens, what is sampled, and the turn after."""
+    chat = chatting(*BY_LIBRARY[known])
+    renderer = chat.renderer
+    name = str(renderer.family.renderer)
+    thinks = {"enable_thinking": known != "qwen3.5-small"} if name in ("qwen3.5", "qwen3.6") else {}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(chat.folder)
+    theirs = create_renderer(tokenizer, type(config_from_name(name))(**thinks))
+    for messages in TEXTS:
+        ours = renderer.render(messages, tools=tools)
+        expected = theirs.render(messages, tools=tools, add_generation_prompt=True)
+        assert (ours.logical, ours.sampled) == (expected.token_ids, expected.sampled_mask)
+        completion = [*renderer.tokenizer.encode("Yes."), renderer.stop_token_ids[0]]
+        more = [{"role": "user", "content": "and?"}]
+        bridged = theirs.bridge_to_next_turn(ours.logical, completion, more, tools=tools)
+        if bridged is None:
+            with pytest.raises(PrefixError):
+                renderer.bridge(ours, completion, more, tools=tools)
+        else:
+            assert renderer.bridge(ours, completion, more, tools=tools).logical == bridged.token_ids

@@ -2,15 +2,27 @@
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
-from filmroll.errors import ImageError, LayoutError, PlaceholderTextError, PrefixError, RenderError
+from filmroll.errors import (
+    ConfigError,
+    ImageError,
+    LayoutError,
+    PlaceholderTextError,
+    PrefixError,
+    PromptTooLongError,
+    RenderError,
+)
 from filmroll.materialize import check_placements
+from filmroll.render import Renderer, load_renderer
+from filmroll.store import open_store
 
 
 def picture(width=32, height=32, color=(200, 30, 30)):
@@ -144,6 +156,59 @@ def test_a_refused_message_leaves_no_image_behind(renderer):
     assert not renderer.store.shelf.root.exists()
 
 
+def test_a_prompt_that_is_too_long_is_refused_with_its_counts(renderer):
+    messages = [user(image(96, 64), text("and"), image(32, 32))]
+    prompt = renderer.render(messages)
+    length = len(prompt.expanded().token_ids)
+    bounded = Renderer(renderer._text, renderer.tokenizer, renderer.family, renderer.store, max_tokens=length)
+    assert bounded.render(messages) == prompt
+    end = renderer.stop_token_ids[:1]
+    counts = rf"takes {length + 12} tokens, {length} are allowed: .*, 7 belong to 2 images"
+    with pytest.raises(PromptTooLongError, match=counts) as caught:
+        bounded.bridge(prompt, end, [user(text("more"))])
+    assert caught.value.wire()["type"] == "prompt_too_long"
+    assert len(renderer.bridge(prompt, end, [user(text("more"))]).expanded().token_ids) == length + 12
+
+
+def test_a_bound_is_found_without_expanding(renderer, monkeypatch):
+    """An image's tokens are known from its descriptor: nothing of that length is built."""
+    monkeypatch.setattr("filmroll.render.renderer.expand", None)
+    bounded = Renderer(renderer._text, renderer.tokenizer, renderer.family, renderer.store, max_tokens=10)
+    with pytest.raises(PromptTooLongError):
+        bounded.render([user(image(1024, 1024))])
+
+
+def test_prompts_are_bounded_through_load_renderer(tiny_model, tmp_path):
+    store = open_store(tmp_path)
+    with pytest.raises(PromptTooLongError, match="3 are allowed"):
+        load_renderer(tiny_model, store, max_tokens=3).render([user(text("x"))])
+    with pytest.raises(ConfigError, match="max_tokens"):
+        load_renderer(tiny_model, store, max_tokens=0)
+    with pytest.raises(ConfigError, match="colour"):
+        load_renderer(tiny_model, store, options={"colour": True})
+
+
+def test_strings_among_parts_are_text(renderer):
+    assert renderer.render([user("a", text("b"), {"text": "c"})]) == renderer.render(
+        [user(text("a"), text("b"), text("c"))]
+    )
+
+
+def test_a_tokenizer_that_pads_and_cuts_is_told_not_to(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    store = open_store(tmp_path / "images")
+    messages = [user(text("a long enough text"))]
+    assert (
+        load_renderer(folder, store).render(messages).logical
+        == load_renderer(tiny_model, store).render(messages).logical
+    )
+
+
 parts = st.lists(
     st.one_of(
         st.text(max_size=20).filter(lambda words: "<|" not in words).map(text),
@@ -172,6 +237,7 @@ def test_law_prefix(renderer, turns):
         np.testing.assert_array_equal(expanded.token_ids[: len(earlier.token_ids)], earlier.token_ids)
         assert expanded.offsets[: len(earlier.offsets)] == earlier.offsets
         check_placements(expanded.token_ids, expanded.offsets, longer.images, renderer.family)
+        assert len(expanded.token_ids) == longer.expanded_length
         prompt = longer
 
 

@@ -181,6 +181,8 @@ def load_renderer(
     """
     if typed not in ("refuse", "escape"):
         raise ConfigError(f"typed is {typed!r}", remedy='It is "refuse" or "escape"')
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}", remedy="A prompt has at least 1 token; None sets no bound")
     family = load_family(model_dir)
     tokenizer = TextTokenizer.load(model_folder(model_dir))
     checkpoint = read_checkpoint(model_dir)
