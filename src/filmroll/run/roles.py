@@ -63,7 +63,8 @@ def run_worker(run: RunDirectory, name: str) -> None:
 
 
 async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
-    renderer = load_renderer(model_dir(run, config), run.open_store(config))
+    longest = max(1, config.engine.max_model_len - config.sampling.max_tokens)
+    renderer = load_renderer(model_dir(run, config), run.open_store(config), max_tokens=longest)
     environment = make_environment(config.environment)
     worker: Worker | None = None
 
