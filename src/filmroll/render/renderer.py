@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from filmroll.errors import ConfigError, PrefixError, PromptTooLongError, RenderError
 from filmroll.families import Family, load_family
+from filmroll.families.base import Arrays
 from filmroll.families.checkpoint import read_checkpoint
 from filmroll.families.hub import model_folder
 from filmroll.render.expand import Expanded, expand
@@ -20,6 +21,9 @@ from filmroll.render.text import LibraryText, TextRenderer, Tokens, Transcript
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
+
+Process = Callable[[Sequence[ImageDescriptor]], Arrays]
+"""Verified tensors of these images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,12 @@ class Rendered:
     sampled: list[bool] = field(default_factory=list)
     transcript: Transcript | None = field(default=None, repr=False)
     """What a chat template needs to go on from here."""
+    process: Process | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def features(self) -> Arrays:
+        """In mode processed the images' tensors, by the names of the model's own processor; in any other none."""
+        return self.process(self.images) if self.process is not None else {}
 
     def expanded(self) -> Expanded:
         """The tokens that an engine is sent, with the offset of each image."""
@@ -58,7 +68,9 @@ class Renderer:
         *,
         typed: Typed = "refuse",
         max_tokens: int | None = None,
+        process: Process | None = None,
     ) -> None:
+        self._process = process
         self._text = text
         self._markup = Markup(family.placeholders.texts, list(tokenizer.special))
         self._typed = typed
@@ -135,7 +147,7 @@ class Renderer:
                 f"the text renderer made {pads} image pads of {len(images)} images",
                 remedy="Images belong in user and tool messages; the model's template drops them elsewhere",
             )
-        rendered = Rendered(tokens.ids, images, self.family, sampled, tokens.transcript)
+        rendered = Rendered(tokens.ids, images, self.family, sampled, tokens.transcript, self._process)
         if self.max_tokens is not None and rendered.expanded_length > self.max_tokens:
             raise PromptTooLongError(
                 f"the prompt takes {rendered.expanded_length} tokens, {self.max_tokens} are allowed: "
@@ -171,13 +183,15 @@ def load_renderer(
     typed: Typed = "refuse",
     max_tokens: int | None = None,
     options: Mapping[str, Any] | None = None,
+    process: Process | None = None,
 ) -> Renderer:
     """The renderer of a checkpoint, writing images to `store`.
 
     The `renderers` library writes the text where it knows the family, else the checkpoint's own chat
     template. `typed` says what becomes of special tokens that a text spells out: "refuse" raises,
     "escape" keeps them as text. `max_tokens` bounds a prompt, expanded. `options` are switches of the
-    chat template, such as `add_vision_id` or `enable_thinking`.
+    chat template, such as `add_vision_id` or `enable_thinking`. `process` makes tensors of images,
+    where prompts are to carry them (`rollout.modes`).
     """
     if typed not in ("refuse", "escape"):
         raise ConfigError(f"typed is {typed!r}", remedy='It is "refuse" or "escape"')
@@ -191,4 +205,4 @@ def load_renderer(
         text = TemplateText.load(checkpoint, family, tokenizer, options or {})
     else:
         text = LibraryText.load(family.renderer, checkpoint, tokenizer, options or {})
-    return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens)
+    return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens, process=process)
