@@ -101,6 +101,9 @@ def rollout_record(trajectory: Trajectory, step: int, tokenizer: TextTokenizer) 
 
 def read_record(row: object) -> Record:
     """A record from its JSON object, or a RunError: what is returned makes a trajectory that agrees with itself."""
+    form = row.get("format") if isinstance(row, dict) else None
+    if form != FORMAT:
+        raise RunError(f"this is no rollout of the form {FORMAT}: its format is {str(form)[:64]!r}")
     try:
         record = msgspec.convert(row, Record)
         trajectory = check_trajectory(record.trajectory())

@@ -91,7 +91,7 @@ def _images(record: Record) -> Table:
 def _text(turn: Turn) -> str:
     """The turn's text, its images by their numbers where they stand."""
     numbers = iter(turn.images)
-    parts = turn.text.split(IMAGE)
+    parts = turn.text.strip("\n").split(IMAGE)
     if len(parts) != len(turn.images) + 1:
         return _plain(turn.text, TEXT) + "".join(f"[bold]\\[image {shown.image}][/]" for shown in numbers)
     limit = max(80, TEXT // len(parts))
