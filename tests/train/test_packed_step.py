@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from filmroll.errors import TrainingError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.store import open_store
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
+from filmroll.train.overlong import beginning
 from filmroll.train.plan import plan
 from filmroll.train.step import TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
@@ -137,3 +139,11 @@ def test_a_report_tells_padding_and_patches(trainer, samples):
     assert report.tokens == one.tokens + other.tokens
     assert report.area == 2 * max(one.tokens, other.tokens)
     assert report.patches == 4 + 24, "32x32 and 64x96 pixels in patches of 16x16, each image once"
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [["nothing"]]], ids=["no rows", "an empty row", "an empty sample"])
+def test_a_micro_batch_without_tokens_is_refused(trainer, samples, rows):
+    nothing = beginning(samples[2], 0)
+    batch = MicroBatch([[nothing for _ in row] for row in rows])
+    with pytest.raises(TrainingError, match="empty"):
+        trainer.step(TrainStep(0.0, 0, [MicroBatch([[samples[0]]]), batch]))
