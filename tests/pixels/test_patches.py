@@ -79,8 +79,23 @@ def test_the_compiled_cut_is_numpys(
     assert patches.compiled is not None, "this machine has a compiler, so the loops should have been built"
     draw = np.random.default_rng(bands * columns)
     rgb = draw.integers(0, 256, (bands * merge * tall, columns * merge * wide, 3), np.uint8)
-    table = None if dtype is None else draw.normal(0, 100, (3, 256)).astype(dtype)
-    how = Cut((tall, wide), merge, 1 if last else temporal, channels_last=last)
+    assert_cut_as_numpy_does(rgb, Cut((tall, wide), merge, 1 if last else temporal, channels_last=last), dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16, None])
+@pytest.mark.parametrize(
+    "how",
+    [Cut((16, 16), 7, 2), Cut((14, 14), 2, 2), Cut((16, 16), channels_last=True), Cut(), Cut((112, 784))],
+    ids=["16", "14", "last", "whole", "bands"],
+)
+def test_so_is_that_of_large_pictures(how: Cut, dtype: type | None) -> None:
+    """Larger than what goes through the caches, and patches larger than what is made at a time."""
+    rgb = np.random.default_rng(0).integers(0, 256, (784, 784, 3), np.uint8)
+    assert_cut_as_numpy_does(rgb, how, dtype)
+
+
+def assert_cut_as_numpy_does(rgb: np.ndarray, how: Cut, dtype: type | None) -> None:
+    table = None if dtype is None else np.random.default_rng(0).normal(0, 100, (3, 256)).astype(dtype)
     ours = cut(rgb, table, how)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(patches, "compiled", None)

@@ -2,51 +2,84 @@
 
 #include "kernels.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define BLOCK (1 << 14) /* bytes that stay in the nearest cache while they are made and put */
+#define LARGE (1 << 20) /* bytes of one channel that no cache keeps for whoever reads them next */
+
 typedef struct {
     int bands, columns, merge, tall, wide, temporal, channels_last;
 } Shape;
 
-#define CUT(NAME, VALUE)                                                                                     \
-    static void NAME(const uint8_t *in, const VALUE *table, VALUE *out, Shape shape) {                       \
-        size_t row_bytes = (size_t)shape.columns * shape.merge * shape.wide * CHANNELS;                      \
-        size_t plane = (size_t)shape.tall * shape.wide;                                                      \
-        for (int band = 0; band < shape.bands; band++)                                                       \
-            for (int column = 0; column < shape.columns; column++)                                           \
-                for (int down = 0; down < shape.merge; down++)                                               \
-                    for (int right = 0; right < shape.merge; right++) {                                      \
-                        const uint8_t *patch = in +                                                          \
-                            ((size_t)band * shape.merge + down) * shape.tall * row_bytes +                   \
-                            ((size_t)column * shape.merge + right) * shape.wide * CHANNELS;                  \
-                        if (shape.channels_last) {                                                           \
-                            for (int y = 0; y < shape.tall; y++)                                             \
-                                for (int x = 0; x < shape.wide * CHANNELS; x += CHANNELS) {                  \
-                                    const uint8_t *pixel = patch + y * row_bytes + x;                        \
-                                    *out++ = table[pixel[0]];                                                \
-                                    *out++ = table[LEVELS + pixel[1]];                                       \
-                                    *out++ = table[2 * LEVELS + pixel[2]];                                   \
-                                }                                                                            \
-                            continue;                                                                        \
-                        }                                                                                    \
-                        VALUE *red = out, *green = out + plane * shape.temporal,                             \
-                              *blue = out + 2 * plane * shape.temporal;                                      \
-                        for (int y = 0; y < shape.tall; y++) {                                               \
-                            const uint8_t *pixel = patch + y * row_bytes;                                    \
-                            for (int x = 0; x < shape.wide; x++, pixel += CHANNELS) {                        \
-                                *red++ = table[pixel[0]];                                                    \
-                                *green++ = table[LEVELS + pixel[1]];                                         \
-                                *blue++ = table[2 * LEVELS + pixel[2]];                                      \
-                            }                                                                                \
-                        }                                                                                    \
-                        for (int channel = 0; channel < CHANNELS; channel++)                                 \
-                            for (int copy = 1; copy < shape.temporal; copy++)                                \
-                                memcpy(out + (channel * shape.temporal + copy) * plane,                      \
-                                       out + channel * shape.temporal * plane, plane * sizeof(VALUE));       \
-                        out += CHANNELS * shape.temporal * plane;                                            \
-                    }                                                                                        \
+/* Rows of pixels to the values of their levels, channel by channel, or pixel by pixel with channels last. */
+#define LOOK_UP(NAME, VALUE)                                                                                     \
+    static void NAME(const uint8_t *in, size_t row_bytes, size_t rows, size_t wide, const void *table, void *to, \
+                     int channels_last) {                                                                        \
+        const VALUE *reds = table, *greens = reds + LEVELS, *blues = greens + LEVELS;                            \
+        size_t stride = channels_last ? CHANNELS : 1, plane = channels_last ? 1 : rows * wide;                   \
+        VALUE *red = to, *green = red + plane, *blue = green + plane;                                            \
+        for (size_t y = 0; y < rows; y++, in += row_bytes)                                                       \
+            for (size_t x = 0; x < wide * CHANNELS; x += CHANNELS) {                                             \
+                *red = reds[in[x]], *green = greens[in[x + 1]], *blue = blues[in[x + 2]];                        \
+                red += stride, green += stride, blue += stride;                                                  \
+            }                                                                                                    \
     }
 
-CUT(cut_16, uint16_t)
-CUT(cut_32, uint32_t)
+LOOK_UP(look_up_16, uint16_t)
+LOOK_UP(look_up_32, uint32_t)
+
+/* A copy that goes past the caches, where `large` says that all copies together would only sweep them. */
+static inline void put(uint8_t *to, const uint8_t *from, size_t nbytes, int large) {
+#ifdef __SSE2__
+    if (large && !(((uintptr_t)to | nbytes) & 15)) {
+        for (size_t i = 0; i < nbytes; i += 16)
+            _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+        return;
+    }
+#endif
+    memcpy(to, from, nbytes);
+}
+
+static inline void finish_puts(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* Values of `size` bytes, made a block of rows of a patch at a time where they are near, then put. */
+static int cut_values(const uint8_t *in, const void *table, uint8_t *out, Shape shape, size_t size) {
+    void (*look_up)(const uint8_t *, size_t, size_t, size_t, const void *, void *, int) =
+        size == 2 ? look_up_16 : look_up_32;
+    size_t wide = shape.wide, tall = shape.tall, plane = tall * wide * size, line = wide * size;
+    size_t row_bytes = (size_t)shape.columns * shape.merge * wide * CHANNELS;
+    size_t block = BLOCK / (line * CHANNELS) < 1 ? 1 : BLOCK / (line * CHANNELS);
+    int large = (size_t)shape.bands * shape.columns * shape.merge * shape.merge * plane > LARGE;
+    uint8_t *values = malloc(block * line * CHANNELS);
+    if (!values) return -1;
+    for (int band = 0; band < shape.bands; band++)
+        for (int column = 0; column < shape.columns; column++)
+            for (int patch = 0; patch < shape.merge * shape.merge; patch++) {
+                size_t down = (size_t)band * shape.merge + patch / shape.merge;
+                size_t right = (size_t)column * shape.merge + patch % shape.merge;
+                const uint8_t *from = in + down * tall * row_bytes + right * wide * CHANNELS;
+                for (size_t y = 0; y < tall; y += block, from += block * row_bytes) {
+                    size_t rows = tall - y < block ? tall - y : block;
+                    look_up(from, row_bytes, rows, wide, table, values, shape.channels_last);
+                    if (shape.channels_last)
+                        put(out + y * line * CHANNELS, values, rows * line * CHANNELS, large);
+                    else
+                        for (int copy = 0; copy < CHANNELS * shape.temporal; copy++)
+                            put(out + copy * plane + y * line, values + copy / shape.temporal * rows * line,
+                                rows * line, large);
+                }
+                out += CHANNELS * shape.temporal * plane;
+            }
+    finish_puts();
+    free(values);
+    return 0;
+}
 
 /* A row of pixels to a row of each channel, one after another. */
 FOR_EVERY_CPU static void part_channels(const uint8_t *restrict row, uint8_t *restrict parted, size_t width) {
@@ -142,10 +175,8 @@ PyObject *py_cut(PyObject *module, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS
     if (size == 1)
         failed = cut_levels(in.buf, out.buf, shape);
-    else if (size == 2)
-        cut_16(in.buf, table.buf, out.buf, shape);
     else
-        cut_32(in.buf, table.buf, out.buf, shape);
+        failed = cut_values(in.buf, table.buf, out.buf, shape, size);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&in);
     PyBuffer_Release(&table);
