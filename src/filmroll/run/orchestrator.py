@@ -27,7 +27,7 @@ from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
 from filmroll.store import Manifest
 from filmroll.train.plan import plan
-from filmroll.train.samples import group_advantages, samples
+from filmroll.train.samples import branch_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample
@@ -202,10 +202,11 @@ class Orchestrator:
     def _samples(self, gathered: Gathered) -> list[TrainingSample]:
         made = []
         for group in gathered.groups:
-            rewards = [one.trajectory.reward for one in group]
-            advantages = group_advantages(rewards, normalize=self._config.rl.normalize)
-            for one, advantage in zip(group, advantages, strict=True):
-                made += samples(one.trajectory, self._family, advantage=advantage, weights=LossWeights(rl=1.0))
+            played = [one.trajectory for one in group]
+            advantages = branch_advantages(played, normalize=self._config.rl.normalize)
+            for trajectory, (advantage, scored) in zip(played, advantages, strict=True):
+                weights = LossWeights(rl=1.0)
+                made += samples(trajectory, self._family, advantage=advantage, weights=weights, scored=scored)
         return made
 
     async def _keep(self, phase: str, step: int, played: Sequence[Played]) -> None:
