@@ -21,7 +21,7 @@ from filmroll.errors import (
     RenderError,
 )
 from filmroll.materialize import check_placements
-from filmroll.render import Renderer, load_renderer
+from filmroll.render import load_renderer
 from filmroll.store import open_store
 
 
@@ -156,12 +156,12 @@ def test_a_refused_message_leaves_no_image_behind(renderer):
     assert not renderer.store.shelf.root.exists()
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_its_counts(renderer):
+def test_a_prompt_that_is_too_long_is_refused_with_its_counts(renderer, tiny_model):
     messages = [user(image(96, 64), text("and"), image(32, 32))]
     prompt = renderer.render(messages)
     length = len(prompt.expanded().token_ids)
-    bounded = Renderer(renderer._text, renderer.tokenizer, renderer.family, renderer.store, max_tokens=length)
-    assert bounded.render(messages) == prompt
+    bounded = load_renderer(tiny_model, renderer.store, max_tokens=length)
+    assert bounded.render(messages).logical == prompt.logical
     end = renderer.stop_token_ids[:1]
     counts = rf"takes {length + 12} tokens, {length} are allowed: .*, 7 belong to 2 images"
     with pytest.raises(PromptTooLongError, match=counts) as caught:
@@ -170,10 +170,10 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_counts(renderer):
     assert len(renderer.bridge(prompt, end, [user(text("more"))]).expanded().token_ids) == length + 12
 
 
-def test_a_bound_is_found_without_expanding(renderer, monkeypatch):
+def test_a_bound_is_found_without_expanding(tiny_model, tmp_path, monkeypatch):
     """An image's tokens are known from its descriptor: nothing of that length is built."""
     monkeypatch.setattr("filmroll.render.renderer.expand", None)
-    bounded = Renderer(renderer._text, renderer.tokenizer, renderer.family, renderer.store, max_tokens=10)
+    bounded = load_renderer(tiny_model, open_store(tmp_path), max_tokens=10)
     with pytest.raises(PromptTooLongError):
         bounded.render([user(image(1024, 1024))])
 
