@@ -113,15 +113,16 @@ async def measure(work: Path, port: str) -> dict[str, float]:
     beat.cancel()
     await client.close()
     gc.collect()
-    steady = np.array(weights[2:], np.float64) / 1e3
+    steady = np.array(weights[1:], np.float64) / 1e3
     return {
         "lag_p50_ms": float(np.percentile(lags, 50)) * 1e3,
         "lag_p99_ms": float(np.percentile(lags, 99)) * 1e3,
         "lag_max_ms": max(lags) * 1e3,
         "loop_busy_p99_ms": float(np.percentile(busy_for, 99)) * 1e3,
         "loop_busy_max_ms": max(busy_for) * 1e3,
-        "growth_kb_per_1000_rollouts": float(np.polyfit(np.arange(len(steady)), steady, 1)[0]),
-        "resident_mb": weights[-1] / 1e6,
+        "growth_kb_per_1000_rollouts": float(np.median(np.diff(steady))),
+        "resident_mb_after_2000": steady[0] / 1e3,
+        "resident_mb": steady[-1] / 1e3,
         "rollouts_per_second": (WARM + COUNTED) / seconds,
         "busy": busy / seconds,
         "kb_sent_per_rollout": sent / (WARM + COUNTED) / 1e3,
