@@ -164,7 +164,7 @@ def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
     """No checkpoint was written yet: what was noted is trained once more, and no episode is played again."""
     reference, _ = finished
     directory = tmp_path / "files"
-    over_files = ["--transport.kind", "files", "--run.checkpoint_every", "100"]
+    over_files = ["--transport.kind", "files", "--transport.window_messages", "8", "--run.checkpoint_every", "100"]
     run = start("train", str(EXAMPLE), *flags(directory, 4, 2, *over_files))
     wait_until(lambda: steps_done(directory, "warmup") >= 2)
     os.kill(json.loads((directory / "processes" / "trainer.json").read_text())["pid"], signal.SIGKILL)
@@ -175,9 +175,10 @@ def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
     assert [row["step"] for row in rows(directory)] == [0, 1, 2, 3, 0, 1]
     again = {row["step"]: row["loss"] for row in rows(directory, "warmup")}
     assert again == pytest.approx({row["step"]: row["loss"] for row in rows(reference, "warmup")}, rel=1e-4)
-    events = [json.loads(line)["kind"] for line in (directory / "events.jsonl").open()]
-    assert events.count("caught_up") >= 2
-    # The last checkpoint holds all of it.
+    events = [json.loads(line) for line in (directory / "events.jsonl").open()]
+    assert [event["kind"] for event in events].count("caught_up") >= 2
+    # Half of the window is 4 steps. The last checkpoint holds all of it.
+    assert [event["warmup"] + event["rl"] for event in events if event["kind"] == "checkpoint"] == [4, 6]
     assert not list((directory / "samples").glob("*.message"))
 
 
