@@ -139,6 +139,14 @@ def test_what_the_template_would_rewrite_is_refused(load: Load) -> None:
     check_extends(prompt, completion, glm.bridge(prompt, completion, [user(None, role="tool")]))
 
 
+def test_an_answer_ended_by_another_token_than_the_templates_is_refused(load: Load) -> None:
+    gemma = load("gemma3-released")
+    eos = gemma.tokenizer.special["<eos>"]
+    assert eos in gemma.stop_token_ids
+    with pytest.raises(PrefixError, match="the token that ended this one"):
+        gemma.bridge(gemma.render([user("One?")]), [*gemma.tokenizer.encode("Yes."), eos], [user("And?")])
+
+
 def test_what_is_no_turn_is_refused(load: Load) -> None:
     renderer = load("internvl-released")
     prompt, end = renderer.render([user("One?")]), renderer.stop_token_ids[0]
