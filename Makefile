@@ -34,7 +34,7 @@ test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which 
 test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own
 	$(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
 
-$(VENV)-vllm/.ready: pyproject.toml constraints-vllm.txt tests/vllm/environment.py
+$(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py
 	$(BIN)/python -m tests.vllm.environment $(VENV)-vllm
 	touch $@
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.vllm.conversations import Desk
 from tests.vllm.sabotage import PATH
-from tests.vllm.serving import Server
+from tests.vllm.serving import Server, streamed
 from tests.vllm.test_agreement import assert_same
 
 pytestmark = pytest.mark.vllm
@@ -43,17 +43,26 @@ def test_claims_about_a_kept_image_are_checked_all_the_same(vllm: Server, desk: 
 def test_an_engine_that_has_forgotten_is_sent_everything_again(vllm: Server, desk: Desk) -> None:
     body = desk.request([desk.picture(104), desk.picture(105)])
     first = vllm.generate(body)
-    assert vllm.post(PATH, {}).status == 200
-    assert_same(vllm.generate(body), first)
-    assert "Multi-modal cache miss" in vllm.log.read_text()
+    for number in (1, 2):
+        assert vllm.post(PATH, {}).status == 200
+        if number == 1:
+            assert_same(vllm.generate(body), first)
+        else:
+            assert streamed(vllm.stream(body | {"stream": True})) == first.tokens
+        assert vllm.log.read_text().count("returning a retryable response") == number
 
 
-def test_a_request_that_vllm_refuses_leaves_no_image_half_known(vllm: Server, desk: Desk) -> None:
-    picture = desk.picture(106)
-    refused = vllm.generate(desk.request([picture], logit_bias={"99999999": 1}))
-    assert refused.status == 400
-    answer = vllm.generate(desk.request([picture]))
-    assert_same(answer, vllm.generate(desk.with_parts(desk.request([picture]), [picture])))
+@pytest.mark.parametrize("refused", [{"sampling_params": {"logit_bias": {"99999999": 1}}}, {"model": "another"}])
+def test_a_request_that_vllm_refuses_leaves_no_image_half_known(
+    vllm: Server, desk: Desk, refused: dict[str, object]
+) -> None:
+    picture = desk.picture(106 + len(str(refused)))
+    body = desk.request([picture])
+    assert vllm.generate(body | refused).status in (400, 404)
+    tokens = streamed(vllm.stream(body | {"stream": True}))
+    again = vllm.generate(body)
+    assert tokens == again.tokens
+    assert_same(again, vllm.generate(desk.with_parts(body, [picture])))
 
 
 def test_no_name_that_a_request_gives_stands_for_another_picture(vllm: Server, desk: Desk) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from filmroll.image import ImageRef
 from tests.vllm.conversations import Body, Desk
-from tests.vllm.serving import Server
+from tests.vllm.serving import Server, streamed
 
 pytestmark = pytest.mark.vllm
 
@@ -203,8 +203,9 @@ def test_images_that_cannot_be_had_are_refused(vllm: Server, desk: Desk, name: s
     spoil, status, code = SPOILED[name]
     # One that nobody has seen before: vLLM would not ask for another.
     picture = desk.picture(200 + list(SPOILED).index(name))
+    body = desk.request([desk.picture(1), picture])
     with spoil(desk, picture):
-        answer = vllm.generate(desk.request([desk.picture(1), picture]))
+        answer = vllm.generate(body)
     assert (answer.status, answer.error["type"], answer.error["param"], answer.error["index"]) == (
         status,
         code,
@@ -217,10 +218,7 @@ def test_images_that_cannot_be_had_are_refused(vllm: Server, desk: Desk, name: s
 
 @pytest.mark.usefixtures("going_on")
 def test_streams_are_refused_before_they_begin_and_else_end_whole(vllm: Server, desk: Desk) -> None:
-    body = desk.request([desk.picture(2)]) | {"stream": True}
-    lines = vllm.stream(body)
-    assert lines[-1] == "data: [DONE]"
-    tokens = [one for line in lines[:-1] for one in json.loads(line[6:])["choices"][0]["token_ids"]]
-    assert tokens == vllm.generate(desk.request([desk.picture(2)])).tokens
+    body = desk.request([desk.picture(2)])
+    assert streamed(vllm.stream(body | {"stream": True})) == vllm.generate(body).tokens
     digest("0" * 64)(two := desk.request([desk.picture(2), desk.picture(1)]) | {"stream": True})
     assert vllm.generate(two).status == 400

@@ -10,9 +10,10 @@ signatures has changed, and this file is the one to mend:
 - the renderer: `mm_processor`, which says how an image's arrays are told apart
   (`_get_mm_fields_config`); `mm_processor_cache`; and `_mm_executor`, the one thread on which that
   cache is touched, so that its order is that of the engine's own cache.
-- the cache: `is_cached_item`, `touch_sender_cache_item`, `get_and_update_item`,
-  `release_sender_touches`, `invalidate`. What it answers for an image that the engine has is None,
-  or a handle.
+- the cache: `is_cached_item`, `touch_sender_cache_item`, `get_and_update_item`, `invalidate`, and
+  since 0.32 `release_sender_touches`. What it answers for an image that the engine has is None, or
+  a handle.
+- the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it.
 - configuration: the model's folder, its length, its number format, `additional_config`, whether
   pixels are normalized on the device.
 - the application: Starlette's own handlers of exceptions, by class.
@@ -21,8 +22,10 @@ signatures has changed, and this file is the one to mend:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,8 +42,13 @@ if TYPE_CHECKING:
 
 SERVING = "vllm.entrypoints.scale_out.token_in_token_out.serving"
 PREFIX = "mmraw:"
+FAILED_CHUNK = 'data: {"error"'
+"""What a stream says instead of tokens."""
 HANDLERS = "starlette.exception_handlers"
 """Where a request finds the application's handlers of exceptions."""
+
+TOLERANCE = 1e-2
+"""Between values of a picture of one colour, in numbers that may have 8 bits."""
 
 Item = Any
 """A `MultiModalKwargsItem`: one image as vLLM's model takes it."""
@@ -65,6 +73,31 @@ def forbid_tokens(request: Any, tokens: Sequence[int], bias: float) -> None:
     """Never sample these, whatever the request says."""
     params = request.sampling_params
     params.logit_bias = (params.logit_bias or {}) | dict.fromkeys(tokens, bias)
+
+
+async def begun(answer: Any) -> Any:
+    """The answer; of a stream, once it is known that the engine has not failed before its first tokens."""
+    if not isinstance(answer, AsyncGenerator):
+        return answer
+    first = await anext(answer)
+    if first.startswith(FAILED_CHUNK):
+        from vllm.exceptions import GenerationError
+
+        await answer.aclose()
+        raise GenerationError
+    return _after(first, answer)
+
+
+async def _after(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(rest):
+        yield first
+        async for chunk in rest:
+            yield chunk
+
+
+def is_refusal(answer: Any) -> bool:
+    """Whether vLLM answers with an error instead of raising it."""
+    return hasattr(answer, "error")
 
 
 def with_receipt(answer: Any, receipt: Receipt) -> Any:
@@ -96,6 +129,31 @@ def answer_errors(raw_request: Any, handler: Callable[[Any, FilmrollError], Any]
     if raw_request is not None:
         handlers, _ = raw_request.scope[HANDLERS]
         handlers.setdefault(FilmrollError, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What vLLM makes of a picture: the model's arguments, and how many tokens take a feature."""
+
+    picture: Any
+    item: Item
+    features: int
+
+    def differences(self, item: Item, features: int) -> list[str]:
+        """How another making of it differs, in words; empty if vLLM's model would notice nothing."""
+        import torch
+
+        ours, theirs = item.get_data(), self.item.get_data()
+        found = [f"{name} is made by {'filmroll' if name in ours else 'vLLM'} alone" for name in ours.keys() ^ theirs]
+        for name in sorted(ours.keys() & theirs):
+            one, other = (torch.as_tensor(value) for value in (ours[name], theirs[name]))
+            if (one.dtype, one.shape) != (other.dtype, other.shape):
+                found.append(f"{name} is {one.dtype} {list(one.shape)}, vLLM's {other.dtype} {list(other.shape)}")
+            elif not torch.allclose(one.double(), other.double(), atol=TOLERANCE):
+                found.append(f"{name} has other values than vLLM's")
+        if features != self.features:
+            found.append(f"it takes {features} features, vLLM's {self.features}")
+        return found
 
 
 class Server:
@@ -142,6 +200,29 @@ class Server:
         (item,) = MultiModalKwargsItems.from_hf_inputs(batch, fields)[modality]
         return item
 
+    def example(self, modality: str, width: int, height: int) -> Example:
+        """A picture of one colour, and what vLLM itself makes of it."""
+        from vllm.config.multimodal import ImageDummyOptions
+        from vllm.multimodal.processing import TimingContext
+
+        processor = self._renderer.get_mm_processor()
+
+        def make() -> Example:
+            inputs = processor.get_dummy_inputs(
+                seq_len=self.max_model_len,
+                mm_counts={modality: 1},
+                mm_options={modality: ImageDummyOptions(count=1, width=width, height=height)},
+            )
+            shown = inputs.mm_data_items[modality].get(0)
+            made = processor.apply(inputs, TimingContext(enabled=False))
+            (item,), (place,) = made["mm_kwargs"][modality], made["mm_placeholders"][modality]
+            picture = shown["image"] if isinstance(shown, Mapping) else shown
+            return Example(picture, item, place.get_num_embeds())
+
+        # Where vLLM makes them, too: not everything in there may run twice at once.
+        example: Example = self._renderer._mm_executor.submit(make).result()
+        return example
+
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         import torch
 
@@ -177,7 +258,8 @@ class Server:
             # vLLM's way to say that one was dropped in between after all.
             return None
         finally:
-            cache.release_sender_touches()
+            if hasattr(cache, "release_sender_touches"):
+                cache.release_sender_touches()
             self._renderer.update_mm_cache_stats()
         return [items[one] if resend and got is None else got for one, got in zip(identities, sent, strict=True)]
 

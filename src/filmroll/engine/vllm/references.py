@@ -31,6 +31,8 @@ from filmroll.wire.receipt import Receipt
 
 log = logging.getLogger(__name__)
 
+EXAMPLE_SIZE = (160, 96)
+"""Width and height of the picture that is made of at the start, here and by vLLM."""
 UNCHANGED: npt.NDArray[np.uint8] = np.tile(np.arange(LEVELS, dtype=np.uint8), (CHANNELS, 1))
 """What each level becomes where the model normalizes: itself, in as many copies as the tower reads."""
 
@@ -49,7 +51,7 @@ class Prompt:
 
     @property
     def modality(self) -> str:
-        return self.family.vllm_modality or "image"
+        return _modality(self.family)
 
     def places(self) -> list[tuple[int, npt.NDArray[np.bool_]]]:
         """Where each image stands, and which of its tokens take a feature."""
@@ -66,6 +68,8 @@ class References:
         settings = read_settings(server.settings)
         store = settings.open_store()
         self._materializers = {} if store is None else _materializers(server.model, store, settings)
+        for materializer in self._materializers.values():
+            self._check_model(materializer.family)
         self._pool = ThreadPoolExecutor(settings.readers, thread_name_prefix="filmroll-reader")
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
@@ -74,26 +78,42 @@ class References:
         with _foreseen():
             prompt = await self._in_pool(self._read, request)
             inside.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
+        sent = await self._sent(prompt, resend=False)
         try:
-            answer = await self._answer(request, raw_request, prompt, resend=False)
+            answer = await self._answer(request, raw_request, prompt, sent)
         except Exception as error:
-            if not inside.failed_inside(error):
+            if not (inside.failed_inside(error) and None in sent):
                 raise
-            # Its cache and the engine's have drifted apart: once more, with everything.
-            answer = await self._answer(request, raw_request, prompt, resend=True)
+            # vLLM's cache and its engine's have drifted apart: once more, with everything.
+            answer = await self._answer(request, raw_request, prompt, await self._sent(prompt, resend=True))
         images = len(prompt.identities)
         return inside.with_receipt(answer, Receipt(images, images, images, images))
 
-    async def _answer(self, request: Any, raw_request: Any, prompt: Prompt, *, resend: bool) -> Any:
-        with _foreseen():
-            sent = await self._sent(prompt, resend=resend)
-            prepared = inside.engine_input(request, prompt.modality, sent, prompt.identities, prompt.places())
+    def _check_model(self, family: Family) -> None:
+        """The arguments made here for vLLM's model are those that vLLM makes, or the server does not start."""
+        example = self.server.example(_modality(family), *EXAMPLE_SIZE)
+        made = self.server.item(self._values(family.pixels([example.picture], "uint8"), family), _modality(family))
+        differences = example.differences(made, family.layout(*example.picture.size).features)
+        if differences:
+            raise ConfigError(
+                f"vLLM's model takes other arguments than filmroll makes for {family.name}: {'; '.join(differences)}",
+                remedy="Settings of the image processor belong into the checkpoint's files, not into vLLM's flags; "
+                "else this model cannot be served with references: leave the store out",
+            )
+
+    async def _answer(self, request: Any, raw_request: Any, prompt: Prompt, sent: Sequence[inside.Item | None]) -> Any:
+        prepared = inside.engine_input(request, prompt.modality, sent, prompt.identities, prompt.places())
+        answered = False
         try:
-            return await self.server.serve(request, raw_request, prepared)
-        except BaseException:
-            # Whether the engine has got the images is not known.
-            await asyncio.shield(self.server.forget(prompt.identities))
-            raise
+            answer = await self.server.serve(request, raw_request, prepared)
+            if None in sent:
+                answer = await inside.begun(answer)
+            answered = not inside.is_refusal(answer)
+            return answer
+        finally:
+            if not answered:
+                # Whether the engine has got the images is not known.
+                await asyncio.shield(self.server.forget(prompt.identities))
 
     def _read(self, request: Any) -> Prompt:
         wanted = inside.wire_request(request)
@@ -105,7 +125,8 @@ class References:
             )
         if len(wanted.token_ids) >= self.server.max_model_len:
             raise RequestError(
-                f"the prompt has {len(wanted.token_ids)} tokens, the model takes {self.server.max_model_len}",
+                f"the prompt has {len(wanted.token_ids)} tokens: of {self.server.max_model_len} that the model takes, "
+                "none is left to be sampled",
                 field="token_ids",
             )
         any_one = next(iter(self._materializers.values()))
@@ -122,15 +143,16 @@ class References:
 
     async def _sent(self, prompt: Prompt, *, resend: bool) -> list[inside.Item | None]:
         """What goes to the engine for each image, in prompt order."""
-        sent = None
-        if not resend:
-            sent = await self.server.enter(prompt.identities, await self._items(prompt, everything=False))
-        if sent is None:
-            # vLLM has dropped one in the meantime, or is not believed.
-            items = await self._items(prompt, everything=True)
-            sent = await self.server.enter(prompt.identities, items, resend=resend)
-        if sent is None:
-            raise FilmrollError("vLLM's cache of images takes none of them")
+        with _foreseen():
+            sent = None
+            if not resend:
+                sent = await self.server.enter(prompt.identities, await self._items(prompt, everything=False))
+            if sent is None:
+                # vLLM has dropped one in the meantime, or is not believed.
+                items = await self._items(prompt, everything=True)
+                sent = await self.server.enter(prompt.identities, items, resend=resend)
+            if sent is None:
+                raise FilmrollError("vLLM's cache has no room for the images of this prompt together")
         return sent
 
     async def _items(self, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
@@ -171,6 +193,10 @@ class References:
 
     async def _in_pool(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+
+def _modality(family: Family) -> str:
+    return family.vllm_modality or "image"
 
 
 def _materializers(model: str, store: Store, settings: Settings) -> dict[str, Materializer]:
