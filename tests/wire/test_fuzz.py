@@ -15,7 +15,7 @@ from filmroll.wire.reference import MAX_INLINE_REFERENCE_CHARS, PREFIX, read_ref
 from tests.store.conftest import Show, show  # noqa: F401 - the fixture
 from tests.store.effort import FULL, effort
 from tests.wire import fuzz
-from tests.wire.variants import encoded, wrapped
+from tests.wire.variants import encoded, references, wrapped
 
 PROPERTY = "references and descriptors, fuzzed"
 SLACK = 24 * 1024
@@ -39,7 +39,7 @@ def test_fuzz(show: Show) -> None:  # noqa: F811
 
 
 def hostile() -> Iterator[str]:
-    """As long as references may be, and worse than they look."""
+    """As long as references may be, with an image or without, and worse than they look."""
     room = MAX_INLINE_REFERENCE_CHARS - 200
     image = "data:image/png;base64,"
     yield PREFIX + '{"family":"' + "x" * room
@@ -60,6 +60,7 @@ def hostile() -> Iterator[str]:
     yield wrapped("[" * (room * 3 // 4))
     yield PREFIX + "v3:" + encoded("{" + '"a":1,' * (room // 10))
     yield PREFIX + "9" * (MAX_INLINE_REFERENCE_CHARS + 1)
+    yield references(payload={"a": [[1, 1, 1]] * 1_900})["B"]
     inline = fuzz.write_reference(fuzz.INLINE).replace("base64,", "base64," + "AAAA" * (MAX_INLINE_BYTES // 3 - 99))
     yield inline
     yield wrapped(inline[len(PREFIX) :])
