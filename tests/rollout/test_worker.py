@@ -238,7 +238,7 @@ def one_request(url, renderer):
     ],
 )
 def test_an_answer_that_breaks_the_contract_is_not_used(renderer, answer, error):
-    with lying([(200, answer)]) as (url, asked), pytest.raises(error, match="^request r: "):
+    with lying([(200, answer)]) as (url, asked), pytest.raises(error, match=r"^request r: "):
         one_request(url, renderer)
     assert len(asked) == 1
 
