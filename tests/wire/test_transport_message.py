@@ -145,6 +145,14 @@ def test_every_truncation_and_every_addition_is_found():
         read(PROCESSED, data + b"\0")
 
 
+def test_parts_that_begin_elsewhere_than_the_head_says_are_refused():
+    """The bytes in all are the same, and so is their checksum."""
+    head, body, tensor = PROCESSED.encode(3, Picture("p", np.zeros(1, np.int32), np.zeros((2, 2), np.float32)))
+    whole = memoryview(bytes(body) + bytes(tensor))
+    with pytest.raises(MessageError, match="not as long as its head says"):
+        PROCESSED.decode([head, whole[:-8], whole[-8:]])
+
+
 @pytest.mark.parametrize("codec", [CODEC, PROCESSED], ids=["raw", "processed"])
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=40), max_size=3))
 @settings(max_examples=effort(200, 100_000), deadline=None)
