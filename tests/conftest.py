@@ -20,7 +20,8 @@ from pathlib import Path
 from filmroll.engine.server import serve
 from filmroll.store import open_store
 model, store, weights = sys.argv[1:]
-serve(Path(model), open_store(store), Path(weights), name="tiny", threads=1, on_ready=lambda url: print(url, flush=True))
+serve(Path(model), open_store(store), Path(weights), name="tiny", threads=1,
+      on_ready=lambda url: print(url, flush=True))
 """
 
 
