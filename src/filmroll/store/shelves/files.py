@@ -138,18 +138,6 @@ class FileShelf(Shelf):
         ):
             os.unlink(name, dir_fd=parent)
 
-    def now(self) -> float:
-        """A file server's clock may differ from ours: ask it."""
-        probe = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
-        try:
-            self.create(probe, b"")
-            item = self.stat(probe)
-        finally:
-            self.delete(probe)
-        if item is None:
-            raise StoreUnavailableError("the store lost a file that was just written")
-        return item.modified
-
     def _write(self, key: str, data: bytes, appear: Appear) -> bool:
         """Write a temporary file whole and to disk, then let it appear at once."""
 

@@ -7,7 +7,6 @@ be free, `touch` that the object be the one that was read.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from filmroll.errors import ImageLimitError, StoreUnavailableError
-from filmroll.store.keys import TEMPORARY
+from filmroll.errors import ImageLimitError
 from filmroll.store.shelves.buckets import connect, read_url
 from filmroll.store.shelves.requests import no_bucket, send
 from filmroll.store.shelves.shelf import Item, Shelf
@@ -122,17 +120,6 @@ class ObjectShelf(Shelf):
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
             self._send("remove", lambda: self._client.delete(self._path(key)))
-
-    def now(self) -> float:
-        probe = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
-        try:
-            self.create(probe, b"")
-            item = self.stat(probe)
-        finally:
-            self.delete(probe)
-        if item is None:
-            raise StoreUnavailableError("the store lost an object that was just written")
-        return item.modified
 
     def _put(self, key: str, data: bytes, mode: PutMode) -> bool:
         """False if the object that is there, or is not, keeps that from happening."""

@@ -7,9 +7,13 @@ kind of place is one more Shelf, and one line in tests/store/test_conformance.py
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from filmroll.errors import StoreUnavailableError
+from filmroll.store.keys import TEMPORARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,14 @@ class Shelf(ABC):
     def delete(self, key: str) -> None:
         """Free the key; it may be free already."""
 
-    @abstractmethod
     def now(self) -> float:
-        """The time by the clock that `modified` is told by."""
+        """The time by the clock that `modified` is told by, which may differ from ours: the place is asked."""
+        probe = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
+        try:
+            self.create(probe, b"")
+            item = self.stat(probe)
+        finally:
+            self.delete(probe)
+        if item is None:
+            raise StoreUnavailableError("the store lost what was just written")
+        return item.modified
