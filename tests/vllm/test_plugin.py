@@ -69,6 +69,22 @@ def test_without_a_store_a_reference_is_refused_and_told_how() -> None:
     assert EXAMPLE in wire["message"]
 
 
+@pytest.mark.parametrize("field", ["features.kwargs_data", "content_parts", None])
+def test_images_that_are_no_references_are_refused_where_only_those_are_taken(field: str | None) -> None:
+    """One forged tensor ends vLLM's engine."""
+    features = SimpleNamespace(mm_hashes={"image": ["0"] if field == "features.kwargs_data" else []})
+    parts = [{"type": "image_url", "url": "file:///etc/passwd"}] if field == "content_parts" else None
+    request = SimpleNamespace(features=features, content_parts=parts)
+    References(SimpleNamespace(settings=None)).admit(request, None)
+    guarded = References(SimpleNamespace(settings={"only_references": True}))
+    if field is None:
+        guarded.admit(request, None)
+    else:
+        with pytest.raises(RequestError) as caught:
+            guarded.admit(request, None)
+        assert caught.value.wire()["param"] == field
+
+
 @pytest.mark.parametrize(
     ("told", "said"), [({"stoer": "x"}, "stoer"), ({"store": 1}, "store"), ({"readers": 0}, "readers"), ([], "object")]
 )

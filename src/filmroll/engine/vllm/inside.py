@@ -61,6 +61,14 @@ def has_references(request: Any) -> bool:
     return any(text is not None and text.startswith(PREFIX) for texts in (data or {}).values() for text in texts)
 
 
+def other_images(request: Any) -> str | None:
+    """The field in which a request brings images that are no references; None if it brings none."""
+    if request.content_parts:
+        return "content_parts"
+    brought = request.features is not None and any(request.features.mm_hashes.values())
+    return "features.kwargs_data" if brought else None
+
+
 def wire_request(request: Any) -> GenerateRequest:
     """The parts of vLLM's request that say where its images are, as filmroll reads them."""
     features = request.features

@@ -2,7 +2,8 @@
 
 `ServingTokens` is what answers `/inference/v1/generate`. It is wrapped when its module is imported,
 which engine cores and workers never do: there, registering costs nothing. A request without
-references goes to vLLM's own method untouched.
+references goes to vLLM's own method untouched, or nowhere if it brings images where only references
+are taken.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def install(module: ModuleType) -> None:
 
     @wraps(serve)
     async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
+        references = getattr(self, INSTALLED)
         if inside.has_references(request):
-            return await getattr(self, INSTALLED).serve(request, raw_request)
+            return await references.serve(request, raw_request)
+        references.admit(request, raw_request)
         return await serve(self, request, raw_request)
 
     serving.__init__, serving.serve_tokens = constructed, serve_tokens

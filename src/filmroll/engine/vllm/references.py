@@ -70,6 +70,7 @@ class References:
         self._materializers = {} if store is None else _materializers(server.model, store, settings)
         for materializer in self._materializers.values():
             self._check_model(materializer.family)
+        self._only_references = settings.only_references
         self._pool = ThreadPoolExecutor(settings.readers, thread_name_prefix="filmroll-reader")
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
@@ -88,6 +89,17 @@ class References:
             answer = await self._answer(request, raw_request, prompt, await self._sent(prompt, resend=True))
         images = len(prompt.identities)
         return inside.with_receipt(answer, Receipt(images, images, images, images))
+
+    def admit(self, request: Any, raw_request: Any) -> None:
+        """Refuse a request whose images are no references, if this server takes nothing else."""
+        field = inside.other_images(request) if self._only_references else None
+        if field is not None:
+            inside.answer_errors(raw_request, _answered)
+            raise RequestError(
+                "this server takes images as references and in no other way",
+                remedy="Send the mmraw: reference of each image in features.kwargs_data",
+                field=field,
+            )
 
     def _check_model(self, family: Family) -> None:
         """The arguments made here for vLLM's model are those that vLLM makes, or the server does not start."""

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Decoded images kept beside vLLM's own cache."""
     readers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
     """Threads that turn references into pixels."""
+    only_references: bool = False
+    """Whether the generate endpoint takes images as references and in no other way."""
     max_bytes: Count = _LIMITS.max_bytes
     max_pixels: Count = _LIMITS.max_pixels
     max_side: Count = _LIMITS.max_side
