@@ -103,6 +103,11 @@ class EmbeddedEngine:
         """The version of the weights in use; 0 is the checkpoint itself."""
         return self._loop.version
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether it was given a folder to take new weights from."""
+        return self._weights_dir is not None
+
     async def generate(self, request: GenerateRequest) -> GenerateAnswer:
         """Sample one completion. A cancelled call leaves its batch at the next step."""
         self.statistics.add(requests=1)

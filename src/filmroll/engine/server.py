@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -23,6 +24,8 @@ from starlette.routing import Route
 
 from filmroll.engine.http import answering, http_error, read_body, while_connected
 from filmroll.errors import RequestError
+from filmroll.wire.capabilities import ROUTE as CAPABILITIES
+from filmroll.wire.capabilities import Capabilities
 from filmroll.wire.generate import encode, read_request
 
 if TYPE_CHECKING:
@@ -89,6 +92,9 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
     async def weight_info(_request: Request) -> Response:
         return JSONResponse({"version": engine.version})
 
+    async def capabilities(_request: Request) -> Response:
+        return Response(msgspec.json.encode(_capabilities(engine)), media_type="application/json")
+
     async def models(_request: Request) -> Response:
         return JSONResponse(_models(engine))
 
@@ -102,6 +108,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
         Route("/inference/v1/generate", answering(generate), methods=["POST"]),
         Route("/inference/v1/update_weights", answering(update_weights), methods=["POST"]),
         Route("/inference/v1/weight_info", answering(weight_info)),
+        Route(CAPABILITIES, answering(capabilities)),
         Route("/v1/models", answering(models)),
         Route("/health", answering(health)),
         Route("/metrics", answering(metrics)),
@@ -171,6 +178,20 @@ class _Server(uvicorn.Server):
 def _authority(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _capabilities(engine: EmbeddedEngine) -> Capabilities:
+    return Capabilities(
+        engine="filmroll",
+        engine_version=version("filmroll"),
+        model=engine.name,
+        max_model_len=engine.max_model_len,
+        ways=["references"],
+        family=engine.family.name,
+        fingerprint=engine.family.fingerprint,
+        recipes=[engine.family.recipe],
+        weights=engine.takes_weights,
+    )
 
 
 def _models(engine: EmbeddedEngine) -> dict[str, Any]:
