@@ -273,7 +273,7 @@ BAD: dict[str, tuple[Change, str | None, str, int | None]] = {
         "features.mm_placeholders.image",
         None,
     ),
-    "content parts": (field("content_parts", [{"type": "image_url"}]), "request", "content_parts", None),
+    "content parts and features": (field("content_parts", [{"url": "data:,"}]), "request", "content_parts", None),
     "other model": (field("model", "huge"), "request", "model", None),
     "negative token": (field("token_ids", [-1]), "request", "token_ids[0]", None),
     "token beyond the vocabulary": (field("token_ids", lambda ids: [*ids, 10**6]), "request", "token_ids", None),

@@ -1,8 +1,8 @@
 """The embedded engine: a transformers model that answers generate requests.
 
 A request passes three places, each with threads of its own, so that none holds up another:
-the event loop (limits, answers), a small pool (references become verified pixels), and the model
-thread (prefill and decoding, batched).
+the event loop (limits, answers), small pools (URLs become references, references become verified
+pixels), and the model thread (prefill and decoding, batched).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from uuid import uuid4
 import torch
 
 from filmroll.engine.batch import Row, prompt_positions
+from filmroll.engine.content import in_references
 from filmroll.engine.loop import BatchLimits, ModelLoop
 from filmroll.engine.resolve import resolve
 from filmroll.engine.sampling import MIN_TEMPERATURE, own_generator
@@ -43,6 +44,8 @@ MAX_PENDING = 4096
 """Requests that may be under way at once; more are told to come back."""
 READERS = 2
 """Threads that turn references into pixels."""
+OPENERS = 4
+"""Threads that put images into the store; apart from the readers, because an image's server may take its time."""
 
 
 class EmbeddedEngine:
@@ -82,6 +85,7 @@ class EmbeddedEngine:
         """Held by each request from its first pixel to its end: what bounds the pixels in memory."""
         self._pending = 0
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="filmroll-reader")
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="filmroll-opener")
         limits = BatchLimits(rows=max_batch, wait_s=batch_wait_ms / 1000)
         self._loop = ModelLoop(self._model, family, self.statistics, limits=limits, threads=threads, seed=seed)
 
@@ -96,7 +100,8 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Stop the threads; requests under way end with EngineUnavailableError."""
         self._loop.close()
-        self._readers.shutdown(cancel_futures=True)
+        for pool in (self._openers, self._readers):
+            pool.shutdown(cancel_futures=True)
 
     @property
     def version(self) -> int:
@@ -114,6 +119,7 @@ class EmbeddedEngine:
         self._pending += 1
         try:
             self._check(request)
+            request = await self._in_references(request)
             done: Future[Row] = Future()
             self._readers.submit(self._enter, request, done)
             answer = _answer(request, await asyncio.wrap_future(done))
@@ -125,6 +131,14 @@ class EmbeddedEngine:
         if answer.receipt is not None:
             self.statistics.add_receipt(answer.receipt)
         return answer
+
+    async def _in_references(self, request: GenerateRequest) -> GenerateRequest:
+        if not request.content_parts:
+            return request
+        work = self._openers.submit(in_references, request, self.family, self.materializer.store, self.max_model_len)
+        expanded = await asyncio.wrap_future(work)
+        self._check_length(len(expanded.token_ids), expanded.sampling_params.max_tokens)
+        return expanded
 
     async def update_weights(self, version: int) -> int:
         """Serve the weights that the trainer wrote as `version`; any version, older ones too.
@@ -204,7 +218,7 @@ def _refuse(done: Future[Row], error: FilmrollError) -> None:
 
 
 def _answer(request: GenerateRequest, row: Row) -> GenerateAnswer:
-    content = [TokenLogprob(*pair) for pair in zip(row.tokens, row.logprobs, strict=True)]
+    content = [TokenLogprob.of(*pair) for pair in zip(row.tokens, row.logprobs, strict=True)]
     choice = Choice(
         index=0,
         token_ids=row.tokens,

@@ -52,18 +52,10 @@ class EngineLimits(TypedDict, total=False):
     seed: int | None
 
 
-_NULL = msgspec.Raw(b"null")
-
-
-class _ContentParts(msgspec.Struct):
-    content_parts: msgspec.Raw = _NULL
-
-
 class _Update(msgspec.Struct):
     version: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-_read_parts = msgspec.json.Decoder(_ContentParts)
 _read_update = msgspec.json.Decoder(_Update)
 
 
@@ -71,14 +63,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
     """The application that serves an engine; who starts the engine also closes it."""
 
     async def generate(request: Request) -> Response:
-        body = await read_body(request)
-        wanted = read_request(body)
-        if _read_parts.decode(body).content_parts != _NULL:
-            raise RequestError(
-                "the embedded engine reads no content parts",
-                remedy="Send expanded token_ids and the mmraw: references in features.kwargs_data",
-                field="content_parts",
-            )
+        wanted = read_request(await read_body(request))
         answer = await while_connected(request, engine.generate(wanted))
         return Response(encode(answer), media_type="application/json")
 

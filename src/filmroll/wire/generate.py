@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -36,6 +36,15 @@ class Features(msgspec.Struct, frozen=True):
     kwargs_data: dict[str, list[str | None]] | None = None
 
 
+class ContentPart(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image by its URL, for an engine that expands the tokens itself: each has one pad in `token_ids`, in order."""
+
+    url: str
+    type: Literal["image_url"] = "image_url"
+    uuid: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    """Of an image in the store `<sha256>-<recipe>`: it names the image in the engine's caches, and is compared."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True):
     """How to sample. `top_k` 0 and `top_p` 1 filter nothing; temperature 0 takes the likeliest."""
 
@@ -50,12 +59,16 @@ class SamplingParams(msgspec.Struct, frozen=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One completion to sample after `token_ids`, in which every image is already expanded."""
+    """One completion to sample after `token_ids`.
+
+    Every image is already expanded in them, or stands in `content_parts` and is still one pad.
+    """
 
     token_ids: TokenIds
     sampling_params: SamplingParams
     model: str | None = None
     features: Features | None = None
+    content_parts: list[ContentPart] | None = None
     request_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     return_token_ids: bool = False
 
@@ -63,6 +76,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class TokenLogprob(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float
+    token: str = ""
+    """The token as released clients look for it: `token_id:<id>`."""
+
+    @classmethod
+    def of(cls, token_id: int, logprob: float) -> TokenLogprob:
+        """In both forms, for clients of either kind."""
+        return cls(token_id, logprob, f"token_id:{token_id}")
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -129,6 +149,8 @@ def _checked(read: Callable[[], GenerateRequest]) -> GenerateRequest:
         problem, field = _field(str(error))
         raise RequestError(f"the request cannot be read: {problem}", field=field) from None
     if request.features is not None:
+        if request.content_parts:
+            raise RequestError("images come in content_parts or in features, not in both", field="content_parts")
         _check_features(request.features, len(request.token_ids))
     return request
 
