@@ -1,0 +1,150 @@
+"""Released clients, unmodified, against the embedded engine over HTTP: `renderers` and `verifiers`.
+
+What they get back is compared with what the engine answers filmroll's own request about the same
+conversation: the same tokens, the same logprobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import renderers.client
+from openai import AsyncOpenAI, BadRequestError
+from renderers import create_renderer
+from renderers.base import load_tokenizer
+from renderers.configs import Qwen3VLRendererConfig
+
+from filmroll.render import Rendered, Renderer, load_renderer
+from filmroll.store import open_store
+from tests.conftest import Served
+from tests.engine.asking import by_reference, data_uri, generated, picture, said, stored
+
+GREEDY = {"temperature": 0, "max_tokens": 7}
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def writer(served: Served, tiny_model: Path) -> Renderer:
+    return load_renderer(tiny_model, open_store(served.store))
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_model: Path) -> Any:
+    """The library's renderer, with the tokenizer that it loads itself."""
+    return create_renderer(load_tokenizer(str(tiny_model)), Qwen3VLRendererConfig())
+
+
+def message(*urls: str, text: str) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def ours(client: httpx.Client, writer: Renderer, prompt: Rendered) -> dict[str, Any]:
+    return generated(client, by_reference(prompt, stop_token_ids=writer.stop_token_ids, **GREEDY))
+
+
+def compare(result: dict[str, Any], prompt: Rendered, own: dict[str, Any]) -> None:
+    tokens, logprobs = said(own)
+    assert result["completion_ids"] == tokens
+    np.testing.assert_allclose(result["completion_logprobs"], logprobs, atol=1e-5)
+    assert result["finish_reason"] == own["choices"][0]["finish_reason"]
+    assert result["renderer_prompt_ids"] == prompt.logical
+    assert result["prompt_ids"] == prompt.expanded().token_ids.tolist()
+    spans = [(span["offset"], span["length"]) for span in result["mm_placeholders"]["image"]]
+    assert spans == list(zip(prompt.expanded().offsets, [image.tokens for image in prompt.images], strict=True))
+
+
+def test_renderers_leads_a_conversation_with_images(
+    served: Served, client: httpx.Client, writer: Renderer, theirs: Any
+) -> None:
+    """Three turns: pictures inside the messages, pictures in the engine's store, both."""
+    turns = [
+        (data_uri(picture(1)),),
+        (stored(served, 2, width=96).uri, data_uri(picture(3))),
+        (stored(served, 1).uri,),
+    ]
+
+    async def lead() -> None:
+        asked = AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        said_so_far: list[dict[str, Any]] = []
+        ids: list[int] | None = None
+        prompt: Rendered | None = None
+        completion: list[int] = []
+        for number, urls in enumerate(turns):
+            new = message(*urls, text=f"picture {number}?")
+            said_so_far.append(new)
+            if prompt is not None and ids is not None:
+                bridged = theirs.bridge_to_next_turn(ids, completion, [new], process_multimodal=False)
+                ids = bridged.token_ids
+                prompt = writer.bridge(prompt, completion, [new])
+            else:
+                prompt = writer.render([new])
+            result = await renderers.client.generate(
+                client=asked,
+                renderer=theirs,
+                messages=said_so_far,
+                model="tiny",
+                prompt_ids=ids,
+                sampling_params=dict(GREEDY),
+                process_multimodal=False,
+            )
+            compare(result, prompt, ours(client, writer, prompt))
+            ids, completion = result["renderer_prompt_ids"], result["completion_ids"]
+            said_so_far.append({"role": "assistant", "content": result["content"]})
+        assert len(prompt.images) == 4
+        await asked.close()
+
+    asyncio.run(lead())
+
+
+def test_renderers_without_images(served: Served, client: httpx.Client, writer: Renderer, theirs: Any) -> None:
+    """The text-only way reads the model's length from /v1/models, and sends nothing that is longer."""
+
+    async def lead(text: str) -> dict[str, Any]:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as asked:
+            return await renderers.client.generate(
+                client=asked,
+                renderer=theirs,
+                messages=[{"role": "user", "content": text}],
+                model="tiny",
+                sampling_params=dict(GREEDY),
+                cache_salt="a",
+                priority=1,
+            )
+
+    result = asyncio.run(lead("hello"))
+    tokens, logprobs = said(ours(client, writer, writer.render([{"role": "user", "content": "hello"}])))
+    assert result["completion_ids"] == tokens
+    np.testing.assert_allclose(result["completion_logprobs"], logprobs, atol=1e-5)
+    with pytest.raises(renderers.client.OverlongPromptError, match="32768"):
+        asyncio.run(lead("a b c d " * 10_000))
+
+
+def test_renderers_hears_what_is_wrong_with_an_image(served: Served, client: httpx.Client, theirs: Any) -> None:
+    async def lead(url: str) -> dict[str, Any]:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as asked:
+            return await renderers.client.generate(
+                client=asked,
+                renderer=theirs,
+                messages=[message(data_uri(picture(1)), url, text="?")],
+                model="tiny",
+                sampling_params=dict(GREEDY),
+                process_multimodal=False,
+            )
+
+    with pytest.raises(BadRequestError) as caught:
+        asyncio.run(lead("file:///etc/hostname"))
+    assert caught.value.body["type"] == "outside_store"
+    assert (caught.value.body["param"], caught.value.body["index"]) == ("content_parts", 1)
+    assert len(asyncio.run(lead(data_uri(picture(2))))["completion_ids"]) == 7
