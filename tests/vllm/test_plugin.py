@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from filmroll.engine.vllm.identity import KEY, establish, identity
+from filmroll.engine.vllm.inside import forbid_tokens
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
 from filmroll.errors import ConfigError, RequestError
@@ -83,6 +84,17 @@ def test_images_that_are_no_references_are_refused_where_only_those_are_taken(fi
         with pytest.raises(RequestError) as caught:
             guarded.admit(request, None)
         assert caught.value.wire()["param"] == field
+
+
+def test_tokens_that_are_never_sampled_are_not_the_only_ones_allowed() -> None:
+    """To vLLM a token that is not allowed is lower than any bias."""
+    params = SimpleNamespace(logit_bias=None, allowed_token_ids=[7, 8, 9])
+    forbid_tokens(SimpleNamespace(sampling_params=params), [8, 9], -1e9)
+    assert params.allowed_token_ids == [7]
+    params.allowed_token_ids = [8, 9]
+    with pytest.raises(RequestError) as caught:
+        forbid_tokens(SimpleNamespace(sampling_params=params), [8, 9], -1e9)
+    assert caught.value.field == "sampling_params.allowed_token_ids"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from filmroll.errors import FilmrollError
+from filmroll.errors import FilmrollError, RequestError
 from filmroll.wire.generate import GenerateRequest, request_from
 
 if TYPE_CHECKING:
@@ -81,6 +81,15 @@ def forbid_tokens(request: Any, tokens: Sequence[int], bias: float) -> None:
     """Never sample these, whatever the request says."""
     params = request.sampling_params
     params.logit_bias = (params.logit_bias or {}) | dict.fromkeys(tokens, bias)
+    if params.allowed_token_ids is not None:
+        # What is not allowed is lower still than what is biased.
+        params.allowed_token_ids = [token for token in params.allowed_token_ids if token not in tokens]
+        if not params.allowed_token_ids:
+            raise RequestError(
+                "it allows no token that may be sampled",
+                remedy="Vision tokens are never sampled; allow others",
+                field="sampling_params.allowed_token_ids",
+            )
 
 
 async def begun(answer: Any) -> Any:
