@@ -72,6 +72,10 @@ class Server:
         response = self._http.post(path, json=body)
         return Answer(response.status_code, response.json() if response.content else {}, response.headers)
 
+    def get(self, path: str) -> Answer:
+        response = self._http.get(path)
+        return Answer(response.status_code, response.json(), response.headers)
+
     def generate(self, body: dict[str, Any]) -> Answer:
         return self.post("/inference/v1/generate", body)
 
@@ -101,13 +105,13 @@ def streamed(lines: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def serving(model: Path, store: Path, log: Path, told: dict[str, Any]) -> Iterator[Server]:
-    """A server of the model, told this of filmroll."""
+def serving(model: Path, store: Path, log: Path, told: dict[str, Any], flags: Sequence[str] = ()) -> Iterator[Server]:
+    """A server of the model, told this of filmroll; further flags come last."""
     assert PYTHON.exists(), "run make test-vllm, which makes the environment"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(port), *FLAGS]
-    command += ["--allowed-local-media-path", str(store), "--additional-config", json.dumps({"filmroll": told})]
+    command += ["--allowed-local-media-path", str(store), "--additional-config", json.dumps({"filmroll": told}), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, cwd=ROOT

@@ -38,12 +38,12 @@ register()
 register()
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"vllm", "torch", "transformers", "numpy.fft", "starlette"}, loaded
-assert sum(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path) == 1
+assert sum(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path) == 3
 
 import serving
 
 assert serving.ServingTokens.serve_tokens.__wrapped__ is not None
-assert not any(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path)
+assert sum(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path) == 2
 wrapped = serving.ServingTokens.serve_tokens
 register()
 assert serving.ServingTokens.serve_tokens is wrapped

@@ -9,8 +9,9 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -79,6 +80,21 @@ async def read_body(request: Request) -> bytes:
     if size > MAX_BODY_BYTES:
         raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
     return bytes(parts)
+
+
+class _Update(msgspec.Struct):
+    version: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
+_update = msgspec.json.Decoder(_Update)
+
+
+async def read_version(request: Request) -> int:
+    """Which version of the weights an update asks for."""
+    try:
+        return _update.decode(await read_body(request)).version
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RequestError(f"the update cannot be read: {error}", field="version") from None
 
 
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:

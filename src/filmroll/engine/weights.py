@@ -4,7 +4,8 @@
                             manifest.json      version, sha256 of the file, what is in it
 
 A version appears whole or not at all. A reader looks at hash, names and shapes before a
-tensor is loaded, so a wrong file leaves the model that it was meant for as it was.
+tensor is loaded, so a wrong file leaves the model that it was meant for as it was. Where one process
+checks and others load, as in vLLM, they agree on the hash.
 """
 
 from __future__ import annotations
@@ -68,17 +69,42 @@ def write_weights(
 def read_weights(folder: Path, version: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """The tensors of `version` below `folder`, under exactly the expected names and in the expected shapes.
 
-    Anything else (a missing or changed file, another version, a tensor too many or too few, another
-    shape) is a WeightsError, raised before any tensor is loaded.
+    Anything else is a WeightsError, as from `check_weights`.
     """
+    manifest = check_weights(folder, version, expected)
+    loaded = load_checked(folder, version, manifest.sha256)
+    return loaded | {name: loaded[first] for name, first in manifest.tied.items()}
+
+
+def check_weights(folder: Path, version: int, expected: Mapping[str, tuple[int, ...]]) -> Manifest:
+    """What is in `version` below `folder`, once it is known to be whole and just what is expected.
+
+    Anything else (a missing or changed file, another version, a tensor too many or too few, another
+    shape) is a WeightsError; no tensor is loaded.
+    """
+    place = version_folder(folder, version)
+    try:
+        manifest = _read_manifest(place, version)
+        _check_names(manifest, expected)
+        _check_file(place / FILE, manifest)
+    except WeightsError as error:
+        raise error.at(field="version") from None
+    return manifest
+
+
+def load_checked(folder: Path, version: int, sha256: str) -> dict[str, torch.Tensor]:
+    """The tensors of a version that was checked, tied ones once; a WeightsError if its manifest has changed since."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     place = version_folder(folder, version)
-    manifest = _read_manifest(place, version)
-    _check_names(manifest, expected)
-    _check_file(place / FILE, manifest)
-    loaded: dict[str, torch.Tensor] = load_file(place / FILE)
-    return loaded | {name: loaded[first] for name, first in manifest.tied.items()}
+    if _read_manifest(place, version).sha256 != sha256:
+        raise WeightsError(f"version {version} was written again after it was checked")
+    try:
+        loaded: dict[str, torch.Tensor] = load_file(place / FILE)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"the file of version {version} cannot be read", private=str(error)) from None
+    return loaded
 
 
 def _without_ties(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -108,7 +134,6 @@ def _read_manifest(place: Path, version: int) -> Manifest:
         raise WeightsError(
             f"there are no weights of version {version}",
             remedy="A version can be used once its writer has finished it",
-            field="version",
             private=str(error),
         ) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -116,8 +141,7 @@ def _read_manifest(place: Path, version: int) -> Manifest:
     if manifest.format != FORMAT or manifest.version != version:
         raise WeightsError(
             f"the manifest says version {manifest.version} of {manifest.format[:64]!r}, "
-            f"expected was version {version} of {FORMAT!r}",
-            field="version",
+            f"expected was version {version} of {FORMAT!r}"
         )
     return manifest
 

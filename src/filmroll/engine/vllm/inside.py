@@ -14,9 +14,12 @@ signatures has changed, and this file is the one to mend:
   since 0.32 `release_sender_touches`. What it answers for an image that the engine has is None, or
   a handle.
 - the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it.
-- configuration: the model's folder, its length, its number format, `additional_config`, whether
-  pixels are normalized on the device.
-- the application: Starlette's own handlers of exceptions, by class.
+- configuration: the model's folder, name and length, its number format, `additional_config`, whether
+  pixels are normalized on the device, the weight transfer backend, the number of API servers.
+- the application: Starlette's own handlers of exceptions, by class; `state.serving_tokens`; the
+  `router` on which the generate endpoint stands.
+
+What is relied on for new weights is in `transfer.py`.
 """
 
 from __future__ import annotations
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
     from filmroll.wire.receipt import Receipt
 
 SERVING = "vllm.entrypoints.scale_out.token_in_token_out.serving"
+ROUTER = "vllm.entrypoints.scale_out.token_in_token_out.api_router"
+TRANSFERS = "vllm.distributed.weight_transfer.factory"
+BACKEND = "filmroll"
+"""What `--weight-transfer-config` calls weights that come through a folder."""
 PREFIX = "mmraw:"
 FAILED_CHUNK = 'data: {"error"'
 """What a stream says instead of tokens."""
@@ -53,6 +60,23 @@ TOLERANCE = 1e-2
 Item = Any
 """A `MultiModalKwargsItem`: one image as vLLM's model takes it."""
 Result = TypeVar("Result")
+
+
+def told(vllm_config: Any) -> Any:
+    """What vLLM was told for filmroll, None for nothing."""
+    told = vllm_config.additional_config
+    return told.get("filmroll") if isinstance(told, Mapping) else None
+
+
+def model_name(vllm_config: Any) -> str:
+    """The folder that is served, or its name on the hub."""
+    model, revision = vllm_config.model_config.model, vllm_config.model_config.revision
+    return f"{model}@{revision}" if revision else str(model)
+
+
+def serving_of(raw_request: Any) -> Any:
+    """The `ServingTokens` that answers this application's requests."""
+    return raw_request.app.state.serving_tokens
 
 
 def has_references(request: Any) -> bool:
@@ -183,16 +207,40 @@ class Server:
         self._config = serving.engine_client.vllm_config
 
     @property
+    def engine(self) -> Any:
+        """The client through which this server speaks to its engine."""
+        return self._serving.engine_client
+
+    @property
+    def version(self) -> str:
+        """vLLM's own."""
+        from vllm import __version__
+
+        return str(__version__)
+
+    @property
+    def name(self) -> str:
+        """What requests call the model."""
+        return str(self._config.model_config.served_model_name)
+
+    @property
     def model(self) -> str:
-        """The folder that is served, or its name on the hub."""
-        model, revision = self._config.model_config.model, self._config.model_config.revision
-        return f"{model}@{revision}" if revision else str(model)
+        return model_name(self._config)
 
     @property
     def settings(self) -> Any:
-        """What the server was told for filmroll, None for nothing."""
-        told = self._config.additional_config
-        return told.get("filmroll") if isinstance(told, Mapping) else None
+        return told(self._config)
+
+    @property
+    def weight_transfer(self) -> str | None:
+        """The backend that was chosen for new weights."""
+        chosen = self._config.weight_transfer_config
+        return None if chosen is None else str(chosen.backend)
+
+    @property
+    def api_servers(self) -> int:
+        """How many processes take requests for one engine."""
+        return int(self._config.parallel_config._api_process_count)
 
     @property
     def max_model_len(self) -> int:

@@ -1,5 +1,8 @@
 """The entry point: vLLM calls `register` in every one of its processes, and only API servers are changed.
 
+Three modules of vLLM are looked at right after they are imported: the one that answers requests, the
+router that it stands on, and, in workers, the list of ways in which weights can come.
+
 `ServingTokens` is what answers `/inference/v1/generate`. It is wrapped when its module is imported,
 which engine cores and workers never do: there, registering costs nothing. A request without
 references goes to vLLM's own method untouched, or nowhere if it brings images where only references
@@ -22,14 +25,18 @@ from filmroll.engine.vllm import identity, inside
 INSTALLED = "filmroll_references"
 """The attribute that holds what serves references; its presence says that the class is wrapped."""
 
+WEIGHTS = "filmroll_weights"
+"""The attribute that holds what updates the weights, or None."""
+
 
 def register() -> None:
     """Have references served wherever this process turns out to be an API server. May be called twice."""
     identity.establish()
-    if (module := sys.modules.get(inside.SERVING)) is not None:
-        install(module)
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(inside.SERVING, install))
+    for name, then in ((inside.SERVING, install), (inside.ROUTER, _add_routes), (inside.TRANSFERS, _add_transfer)):
+        if (module := sys.modules.get(name)) is not None:
+            then(module)
+        elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
+            sys.meta_path.insert(0, _AfterImport(name, then))
 
 
 def install(module: ModuleType) -> None:
@@ -43,9 +50,12 @@ def install(module: ModuleType) -> None:
     def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
         # Not above: this needs what only a reader has installed.
         from filmroll.engine.vllm.references import References
+        from filmroll.engine.vllm.weights import weights_of
 
         construct(self, *args, **kwargs)
-        setattr(self, INSTALLED, References(inside.Server(self, serve)))
+        server = inside.Server(self, serve)
+        setattr(self, INSTALLED, References(server))
+        setattr(self, WEIGHTS, weights_of(server))
 
     @wraps(serve)
     async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
@@ -57,6 +67,19 @@ def install(module: ModuleType) -> None:
 
     serving.__init__, serving.serve_tokens = constructed, serve_tokens
     setattr(serving, INSTALLED, None)
+
+
+def _add_routes(module: ModuleType) -> None:
+    from filmroll.engine.vllm import routes
+
+    routes.install(module)
+
+
+def _add_transfer(module: ModuleType) -> None:
+    """Let `--weight-transfer-config` name ours."""
+    factory = module.WeightTransferEngineFactory
+    if inside.BACKEND not in factory._registry:
+        factory.register_engine(inside.BACKEND, "filmroll.engine.vllm.transfer", "FolderTransfer")
 
 
 class _AfterImport(MetaPathFinder):

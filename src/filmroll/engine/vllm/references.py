@@ -70,8 +70,13 @@ class References:
         self._materializers = {} if store is None else _materializers(server.model, store, settings)
         for materializer in self._materializers.values():
             self._check_model(materializer.family)
-        self._only_references = settings.only_references
+        self.only_references = settings.only_references
         self._pool = ThreadPoolExecutor(settings.readers, thread_name_prefix="filmroll-reader")
+
+    @property
+    def families(self) -> list[Family]:
+        """The model's family, once for each recipe that is read; empty without a store."""
+        return [materializer.family for materializer in self._materializers.values()]
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
@@ -92,7 +97,7 @@ class References:
 
     def admit(self, request: Any, raw_request: Any) -> None:
         """Refuse a request whose images are no references, if this server takes nothing else."""
-        field = inside.other_images(request) if self._only_references else None
+        field = inside.other_images(request) if self.only_references else None
         if field is not None:
             inside.answer_errors(raw_request, _answered)
             raise RequestError(

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Decoded images kept beside vLLM's own cache."""
     readers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
     """Threads that turn references into pixels."""
+    weights: str | None = None
+    """A folder in which a trainer writes versions of the weights; without it they are never updated."""
     only_references: bool = False
     """Whether the generate endpoint takes images as references and in no other way."""
     max_bytes: Count = _LIMITS.max_bytes

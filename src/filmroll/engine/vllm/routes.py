@@ -1,0 +1,77 @@
+"""Routes of filmroll's own on vLLM's server, beside `/inference/v1/generate`.
+
+They stand on the router of that endpoint: it is there wherever they make sense, and `--api-key` and
+`--enable-scale-out` hold for them too. vLLM's endpoint plugins would have to be named in
+`VLLM_PLUGINS`, and its own weight routes want `VLLM_SERVER_DEV_MODE`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from filmroll.engine.http import answering, read_version
+from filmroll.engine.vllm import inside, plugin
+from filmroll.engine.vllm.references import References
+from filmroll.engine.vllm.weights import Weights
+from filmroll.errors import WeightsError
+from filmroll.wire.capabilities import ROUTE as CAPABILITIES
+from filmroll.wire.capabilities import Capabilities, Way
+
+INSTALLED = "filmroll_routes"
+"""The attribute of vLLM's module that says that they are there."""
+
+
+def install(module: ModuleType) -> None:
+    """Put the routes on the module's router, once."""
+    if hasattr(module, INSTALLED):
+        return
+    setattr(module, INSTALLED, True)
+    module.router.add_api_route("/inference/v1/update_weights", answering(update_weights), methods=["POST"])
+    module.router.add_api_route("/inference/v1/weight_info", answering(weight_info), methods=["GET"])
+    module.router.add_api_route(CAPABILITIES, answering(capabilities), methods=["GET"])
+
+
+async def update_weights(request: Request) -> Response:
+    version = await read_version(request)
+    return JSONResponse({"version": await _given_weights(request).update(version)})
+
+
+async def weight_info(request: Request) -> Response:
+    return JSONResponse({"version": await _given_weights(request).version()})
+
+
+async def capabilities(request: Request) -> Response:
+    references: References = getattr(inside.serving_of(request), plugin.INSTALLED)
+    said = describe(references, weights=_weights(request) is not None)
+    return Response(msgspec.json.encode(said), media_type="application/json")
+
+
+def describe(references: References, *, weights: bool) -> Capabilities:
+    server, families = references.server, references.families
+    parts: list[Way] = [] if references.only_references else ["content_parts"]
+    return Capabilities(
+        engine="vllm",
+        engine_version=server.version,
+        model=server.name,
+        max_model_len=server.max_model_len,
+        ways=["references", *parts] if families else parts,
+        family=families[0].name if families else "",
+        fingerprint=families[0].fingerprint if families else "",
+        recipes=[family.recipe for family in families],
+        weights=weights,
+    )
+
+
+def _weights(request: Request) -> Weights | None:
+    weights: Weights | None = getattr(inside.serving_of(request), plugin.WEIGHTS)
+    return weights
+
+
+def _given_weights(request: Request) -> Weights:
+    if (weights := _weights(request)) is None:
+        raise WeightsError("this engine was started without a folder to take weights from")
+    return weights

@@ -1,0 +1,136 @@
+"""How new weights get into vLLM: the calls that an API server makes, and what a worker does then.
+
+Everything that is relied on inside vLLM for it is here, and is the same in 0.31 and 0.32:
+
+- the engine's client: `pause_generation`, `resume_generation`, `reset_prefix_cache`,
+  `reset_encoder_cache`, `start_weight_update`, `update_weights`, `finish_weight_update`,
+  `update_weight_version`, `get_weight_version`, and the worker's own `reload_weights`.
+- weight transfer engines: registered under a name that `--weight-transfer-config` says, made by each
+  worker, and told to `receive_weights` between `start_weight_update` and `finish_weight_update`.
+- layerwise reloading: `initialize_layerwise_reload`, the model's `load_weights`, which takes the names
+  of a checkpoint and gives those of the parameters, and `finalize_layerwise_reload`.
+
+Imports vllm, so only a process of vLLM's own imports this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+    WeightTransferUpdateRequest,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.outline import in_checkpoint_names, outline
+from filmroll.engine.vllm.settings import read_settings
+from filmroll.engine.weights import load_checked
+from filmroll.errors import ConfigError, EngineUnavailableError, WeightsError
+
+
+@dataclass
+class Checked(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """A version whose file was checked, by the hash that it had then."""
+
+    version: int
+    sha256: str
+
+
+class Engine:
+    """vLLM's engine, as far as new weights concern it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is sampled meanwhile: requests under way end before, on the old weights, later ones wait."""
+        try:
+            await self._client.pause_generation(mode="wait", clear_cache=False)
+            yield
+        finally:
+            await self._client.resume_generation()
+
+    async def forget(self) -> None:
+        """Drop what was computed with the weights in use: keys and values, and images' features; pixels stay."""
+        if not await self._client.reset_prefix_cache(reset_connector=True):
+            raise EngineUnavailableError(
+                "vLLM still holds keys and values of the old weights", remedy="Ask for the update again"
+            )
+        await self._client.reset_encoder_cache()
+
+    async def load(self, checked: Checked) -> None:
+        """Have every worker take these weights, and name them in answers from now on."""
+        await self._client.start_weight_update()
+        await self._client.update_weights(WeightTransferUpdateRequest(update_info=asdict(checked)))
+        await self._client.finish_weight_update(str(checked.version))
+
+    async def load_checkpoint(self) -> None:
+        """Have every worker take the weights that it started with."""
+        await self._client.collective_rpc("reload_weights")
+
+    async def name(self, version: int) -> None:
+        """Call the weights in use this in answers."""
+        await self._client.update_weight_version(str(version))
+
+    async def version(self) -> int:
+        """What answers call the weights in use; -1 if somebody else gave them another name."""
+        label = await self._client.get_weight_version()
+        return int(label) if label.isdecimal() else -1
+
+
+@dataclass
+class Nothing(WeightTransferInitInfo):  # type: ignore[misc]
+    """There is nobody to connect to."""
+
+
+class FolderTransfer(WeightTransferEngine):  # type: ignore[misc]
+    """In each worker: takes a version's tensors from the folder, under the checkpoint's names."""
+
+    init_info_cls = Nothing
+    update_info_cls = Checked
+    supports_draft_weight_update = False
+
+    def __init__(self, config: Any, vllm_config: Any, device: Any, model: Any) -> None:
+        super().__init__(config, vllm_config, device, model)
+        folder = read_settings(inside.told(vllm_config)).weights
+        if folder is None:
+            raise ConfigError(
+                f"the weight transfer backend is {inside.BACKEND!r}, but no folder of weights is named",
+                remedy="""Name it: --additional-config '{"filmroll": {"weights": "/path"}}'""",
+            )
+        self._folder = Path(folder)
+        self._outline = outline(inside.model_name(vllm_config))
+
+    def init_transfer_engine(self, init_info: Nothing) -> None:
+        """The folder is known from the start."""
+
+    def start_weight_update(self) -> None:
+        """Nothing is changed before the tensors are at hand."""
+
+    def receive_weights(self, update_info: Checked) -> None:
+        tensors = load_checked(self._folder, update_info.version, update_info.sha256)
+        wanted = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+        try:
+            loaded = self.model.load_weights(in_checkpoint_names(self._outline, tensors).items())
+        finally:
+            # A model that took them halfway has to be whole in form again, to take others.
+            finalize_layerwise_reload(self.model, self.model_config)
+        if loaded is not None and wanted - loaded:
+            missing = min(wanted - loaded)
+            raise WeightsError(f"vLLM's {missing} got no value ({len(wanted - loaded)} of {len(wanted)} parameters)")
+
+    def finish_weight_update(self) -> None:
+        """All was done when the tensors came."""
+
+    def shutdown(self) -> None:
+        """Nothing is held."""

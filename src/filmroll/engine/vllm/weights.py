@@ -1,0 +1,110 @@
+"""Updates of the weights that one vLLM server serves: checked first, one at a time, between requests.
+
+A version is checked while the engine samples; only then is the engine paused, and it is resumed
+whatever happens. What cannot be loaded although it was checked is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.outline import outline, shapes
+from filmroll.engine.vllm.settings import read_settings
+from filmroll.engine.weights import check_weights
+from filmroll.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from filmroll.engine.vllm.transfer import Checked, Engine
+
+log = logging.getLogger(__name__)
+
+
+def weights_of(server: inside.Server) -> Weights | None:
+    """What updates the server's weights; None if it was told of no folder to take them from."""
+    from filmroll.engine.vllm.transfer import Engine
+
+    folder = read_settings(server.settings).weights
+    if folder is None:
+        return None
+    if server.weight_transfer != inside.BACKEND:
+        raise ConfigError(
+            f"weights are to be taken from a folder, but vLLM's weight transfer backend is {server.weight_transfer!r}",
+            remedy=f"""Start it with --weight-transfer-config '{{"backend": "{inside.BACKEND}"}}'""",
+        )
+    if server.api_servers != 1:
+        raise ConfigError(
+            f"weights are to be taken from a folder, but there are {server.api_servers} API servers",
+            remedy="Start it with --api-server-count 1: updates must come one after the other",
+        )
+    return Weights(Engine(server.engine), server.model, Path(folder))
+
+
+class Weights:
+    """To be made, and used, on the server's event loop."""
+
+    def __init__(self, engine: Engine, model: str, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._expected = shapes(outline(model))
+        self._updating = asyncio.Lock()
+        self._under_way: set[asyncio.Task[int]] = set()
+        self._loaded: Checked | None = None
+        """What the engine has; None for the checkpoint that it started with."""
+        # Sent before the first request can be: the checkpoint is version 0, as in the embedded engine.
+        self._named = asyncio.get_running_loop().create_task(engine.name(0))
+
+    async def version(self) -> int:
+        """The version of the weights in use; 0 is the checkpoint itself."""
+        await self._named
+        return await self._engine.version()
+
+    async def update(self, version: int) -> int:
+        """Serve the weights that the trainer wrote as `version`; any version, older ones too.
+
+        Once begun it goes on, even if nobody waits for it any more. A WeightsError leaves the old
+        weights in use, and so does an EngineError.
+        """
+        task = asyncio.create_task(self._update(version))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def _update(self, version: int) -> int:
+        from filmroll.engine.vllm.transfer import Checked
+
+        await self._named
+        async with self._updating:
+            manifest = await asyncio.to_thread(check_weights, self._folder, version, self._expected)
+            checked = Checked(version, manifest.sha256)
+            if checked != self._loaded:
+                async with self._engine.paused():
+                    await self._engine.forget()
+                    await self._load(checked)
+        return version
+
+    async def _load(self, checked: Checked) -> None:
+        try:
+            await self._engine.load(checked)
+        except Exception as error:
+            log.exception("version %d was checked, but vLLM could not load it", checked.version)
+            await self._undo()
+            raise EngineError(
+                f"vLLM could not load version {checked.version}; it serves the weights that it had",
+                remedy="Its log says why",
+                field="version",
+            ) from error
+        self._loaded = checked
+
+    async def _undo(self) -> None:
+        try:
+            await (self._engine.load_checkpoint() if self._loaded is None else self._engine.load(self._loaded))
+        except Exception:
+            log.critical("the weights before are not to be had either: the server ends, what it has is no version")
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
