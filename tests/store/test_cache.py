@@ -299,3 +299,18 @@ def test_threads_read_right_while_copies_come_and_go(place: Path, folder: Path) 
     with ThreadPoolExecutor(8) as pool:
         for ref, data in zip(wanted, pool.map(store.read, wanted), strict=True):
             assert data == expected[ref.sha256]
+
+
+def test_a_uri_alone_is_enough_and_goes_through_the_cache(place: Path, folder: Path) -> None:
+    (ref,) = filled(place, 1)
+    store = open_store(place, cache=folder)
+    data = store.read_at(ref.uri)
+    assert copy_of(folder, ref).read_bytes() == data
+    lose(place, ref)
+    assert store.read_at(ref.uri) == data
+    copy_of(folder, ref).unlink()
+    with pytest.raises(ImageNotFoundError):
+        store.read_at(ref.uri)
+    for outside in (ref.uri.replace(ref.sha256[:2] + "/", "trash/"), place.as_uri(), "s3://bucket/x.png"):
+        with pytest.raises(OutsideStoreError):
+            store.read_at(outside)

@@ -48,7 +48,7 @@ def locate(shelf: Shelf, locator: str, digest: str | None, limits: Limits) -> Im
     if locator.startswith(INLINE):
         data, uri = decoded(locator, limits), None
     else:
-        key, data = _found(shelf, locator, limits)
+        key, data = found(shelf, locator, limits)
         uri = shelf.uri(key)
     whole = hashlib.sha256(data).hexdigest()
     if not whole.startswith(digest or ""):
@@ -64,7 +64,7 @@ def locate(shelf: Shelf, locator: str, digest: str | None, limits: Limits) -> Im
     return ImageRef(uri, whole, media_type, header.width, header.height, len(data))
 
 
-def _found(shelf: Shelf, locator: str, limits: Limits) -> tuple[str, bytes]:
+def found(shelf: Shelf, locator: str, limits: Limits) -> tuple[str, bytes]:
     """The first of the places that follow from the locator's name where there is a file."""
     for key in _places(shelf, locator):
         try:

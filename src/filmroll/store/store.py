@@ -26,10 +26,10 @@ from filmroll.errors import (
 )
 from filmroll.image import EXTENSIONS, INLINE, ImageRef
 from filmroll.store.cache import ReadCache
-from filmroll.store.foreign import foreign_key, locate, read_foreign
+from filmroll.store.foreign import foreign_key, found, locate, read_foreign
 from filmroll.store.ingest.canonical import Canonical, HttpSources, Limits, Source, canonical
 from filmroll.store.inline import read_inline
-from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name
+from filmroll.store.keys import QUARANTINE, TRASH, is_digest, object_key, object_name, read_object_name
 from filmroll.store.recent import Recent
 from filmroll.store.shelves.shelf import Item, Shelf
 from filmroll.store.together import together
@@ -121,15 +121,17 @@ class Store:
             return read_foreign(self.shelf, foreign, ref, self.limits)
         name = self._name_inside(ref)
         self.limits.check_bytes(ref.nbytes)
-        held = None if self.cache is None else self.cache.get(name, ref.nbytes)
-        if held is not None:
-            return held
-        data = self.read_named(name, ref.nbytes)
+        data = self._cached(name, ref.nbytes)
         if len(data) != ref.nbytes:
             raise _damage(name, f"it has {len(data)} bytes, the reference says {ref.nbytes}")
-        if self.cache is not None:
-            self.cache.keep(name, data)
         return data
+
+    def read_at(self, uri: str) -> bytes:
+        """`read` for whoever knows an image's uri alone, in which its digest stands; another system's file, too."""
+        name = uri.rpartition("/")[2]
+        if read_object_name(name) is not None and uri == self.shelf.uri(object_key(name)):
+            return self._cached(name, self.limits.max_bytes)
+        return found(self.shelf, uri, self.limits)[1]
 
     def locate(self, locator: str, digest: str | None = None) -> ImageRef:
         """What another system calls an image, as a whole reference: by a file's name, a uri, or a data: URI.
@@ -194,6 +196,16 @@ class Store:
             remedy="Put the image into the store that its readers are configured with",
             private=f"{ref.uri[:200]} is not in {self.shelf!r}",
         )
+
+    def _cached(self, name: str, at_most: int) -> bytes:
+        """`read_named`, by way of the local copies."""
+        held = None if self.cache is None else self.cache.get(name, at_most)
+        if held is not None:
+            return held
+        data = self.read_named(name, at_most)
+        if self.cache is not None:
+            self.cache.keep(name, data)
+        return data
 
     def _verified(self, name: str, at_most: int) -> bytes:
         digest = name.partition(".")[0]
