@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +32,7 @@ from filmroll.errors import (
 from filmroll.families.qwen_vl import QwenVL
 from filmroll.image import ImageRef
 from filmroll.materialize import Materialized, Materializer, Receipt, materializer
-from filmroll.pixels.decode import decode
+from filmroll.pixels.decode import decode, decoding
 from filmroll.store.ingest.canonical import Canonical, Limits
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -47,9 +47,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(data: bytes, *, max_pixels: int) -> Any:
         seen.append(hash(data))
-        return decode(data, max_pixels=max_pixels)
+        return decoding(data, max_pixels=max_pixels)
 
-    monkeypatch.setattr(materializer, "decode", counting)
+    monkeypatch.setattr(materializer, "decoding", counting)
     return seen
 
 
@@ -303,3 +303,19 @@ def assert_same(loaded: Materialized, expected: dict[str, Any]) -> None:
     assert loaded.arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(loaded.arrays[name], array)
+
+
+class Whole(QwenVL):
+    """A family of somebody's own that hands on the picture itself."""
+
+    def pixels(self, images: Sequence[Any], dtype: Any = "float32") -> Any:
+        return {"pixel_values": images[0], "corner": images[0][:1, :1]}
+
+
+def test_a_family_may_hand_on_the_picture_itself(store: Any, family: QwenVL, put: Put) -> None:
+    own = Whole(family.settings, placeholders=family.placeholders)
+    reader = Materializer(store, own, cache_bytes=1 << 30)
+    images = [put(number, 64, 64) for number in range(3)]
+    loaded = [reader.load([own.describe(image)]).pictures[0].arrays["pixel_values"] for image in images]
+    for image, array in zip(images, loaded, strict=True):
+        np.testing.assert_array_equal(array, decode(store.read(image), max_pixels=64 * 64))

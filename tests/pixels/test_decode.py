@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from filmroll.errors import ImageFormatError, ImageLimitError
-from filmroll.pixels.decode import decode
+from filmroll.pixels.decode import decode, decoding
+from filmroll.pixels.scratch import KEPT_BYTES
 from filmroll.store.ingest.canonical import canonical
 
 
@@ -91,3 +93,37 @@ def test_a_picture_of_many_megapixels_makes_no_noise(recwarn: pytest.WarningsRec
     Image.open(io.BytesIO(image.data))
     assert time.perf_counter() - start < 10
     assert not recwarn.list
+
+
+SIZES = {"small": (31, 17), "one that is kept": (300, 200), "one that is not kept": (2400, 2400)}
+assert KEPT_BYTES < 2400 * 2400 * 3
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_picture_to_be_dropped_is_the_same_picture(format_: str, channels: int, size: tuple[int, int]) -> None:
+    data = saved(noise(*size, channels), format_)
+    for _ in range(2):
+        with decoding(data, max_pixels=2400**2) as picture:
+            np.testing.assert_array_equal(picture, decode(data, max_pixels=2400**2))
+
+
+def test_pictures_that_are_needed_at_once_do_not_share_memory() -> None:
+    one, two = (saved(noise(31, 17 + more, 3), "PNG") for more in range(2))
+    with decoding(one, max_pixels=10**6) as first, decoding(two, max_pixels=10**6) as second:
+        np.testing.assert_array_equal(first, decode(one, max_pixels=10**6))
+        assert not np.shares_memory(first, second)
+    with ThreadPoolExecutor(1) as pool, decoding(one, max_pixels=10**6) as first:
+        pool.submit(lambda: decoding(two, max_pixels=10**6).__enter__()).result()
+        np.testing.assert_array_equal(first, decode(one, max_pixels=10**6))
+
+
+def test_memory_is_used_again_even_after_a_failure() -> None:
+    good, bad = saved(noise(31, 17, 3), "PNG"), saved(noise(31, 17, 3), "PNG")[:-40]
+    with decoding(good, max_pixels=10**6) as first:
+        pass
+    with pytest.raises(ImageFormatError), decoding(bad, max_pixels=10**6):
+        pass
+    with decoding(good, max_pixels=10**6) as second:
+        assert np.shares_memory(first, second)

@@ -17,6 +17,7 @@ from filmroll.errors import ImageFormatError
 from filmroll.pixels import decode as module
 from filmroll.pixels.decode import decode
 from filmroll.pixels.decoders import decode_jpeg, decode_png
+from filmroll.pixels.scratch import Scratch
 from filmroll.store.formats.header import Limits, read_header
 
 side = st.integers(1, 70)
@@ -64,7 +65,7 @@ def test_jpeg(
         out, "JPEG", quality=quality, progressive=progressive, restart_marker_blocks=restarts, **options
     )
     data = out.getvalue()
-    fast = decode_jpeg(data, header(data))
+    fast = decode_jpeg(data, header(data), Scratch())
     assert fast is not None
     np.testing.assert_array_equal(fast, pillow(data))
 
@@ -75,7 +76,7 @@ def test_png(height: int, width: int, channels: int, seed: int, level: int) -> N
     out = io.BytesIO()
     content(height, width, channels, seed).save(out, "PNG", compress_level=level)
     data = out.getvalue()
-    fast = decode_png(data, header(data))
+    fast = decode_png(data, header(data), Scratch())
     assert fast is not None
     np.testing.assert_array_equal(np.broadcast_to(fast, (height, width, 3)), pillow(data))
 
@@ -101,7 +102,7 @@ def test_png_of_every_filter(height: int, width: int, colour: int, data: st.Data
     noise = np.random.default_rng(seed).integers(0, 256, (height, row), np.uint8)
     rows = b"".join(bytes([kind]) + line.tobytes() for kind, line in zip(filters, noise, strict=True))
     file = png(height, width, rows, colour=colour, parts=parts)
-    fast = decode_png(file, header(file))
+    fast = decode_png(file, header(file), Scratch())
     assert fast is not None
     np.testing.assert_array_equal(np.broadcast_to(fast, (height, width, 3)), pillow(file))
 
@@ -111,7 +112,7 @@ def test_what_the_fast_ones_hesitate_at_is_pillows() -> None:
     short, long, unknown = b"\0" * 39, b"\0" * 400, b"\5" + b"\0" * 9
     for rows in (short, unknown * 4):
         file = png(4, 3, rows)
-        assert decode_png(file, header(file)) is None
+        assert decode_png(file, header(file), Scratch()) is None
         with pytest.raises(ImageFormatError):
             decode(file, max_pixels=100)
     file = png(4, 3, long)
@@ -123,7 +124,7 @@ def test_what_the_fast_ones_hesitate_at_is_pillows() -> None:
 
 def test_more_than_the_header_promises_is_not_inflated() -> None:
     bomb = png(1, 1, b"\0" * (1 << 28))
-    assert decode_png(bomb, header(bomb)).shape == (1, 1, 3)
+    assert decode_png(bomb, header(bomb), Scratch()).shape == (1, 1, 3)
 
 
 def test_without_them_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +136,6 @@ def test_without_them_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = [decode(data, max_pixels=10_000) for data in files]
     monkeypatch.setattr("filmroll.pixels.decoders.simplejpeg", None)
     monkeypatch.setattr("filmroll.pixels.decoders.isal_zlib", None)
-    assert module._FAST["JPEG"](files[0], header(files[0])) is None
+    assert module._FAST["JPEG"](files[0], header(files[0]), Scratch()) is None
     for one, data in zip(fast, files, strict=True):
         np.testing.assert_array_equal(one, decode(data, max_pixels=10_000))

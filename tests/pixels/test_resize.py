@@ -36,6 +36,9 @@ def test_resizing_is_pillows(resample: int, compiled: bool, monkeypatch: pytest.
     @example(60, 60, 19, 40, 0)
     @example(60, 60, 59, 90, 0)
     @example(60, 60, 90, 20, 0)
+    # One level of one channel shows whether a filter's constants are Pillow's, which are single.
+    @example(110, 103, 78, 54, 4)
+    @example(75, 120, 81, 81, 13)
     def law(height: int, width: int, new_height: int, new_width: int, seed: int) -> None:
         rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         expected = np.asarray(Image.fromarray(rgb).resize((new_width, new_height), resample))

@@ -20,7 +20,7 @@ from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
 from filmroll.materialize.foreign import completed
 from filmroll.materialize.sheet import Picture, owned
-from filmroll.pixels.decode import decode
+from filmroll.pixels.decode import decoding
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.foreign import ForeignDescriptor
@@ -130,9 +130,12 @@ class Materializer:
         _check_layout(descriptor, self.family, seen)
 
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
-        rgb = decode(self.store.read(descriptor.image), max_pixels=self.store.limits.max_pixels)
-        height, width, _ = rgb.shape
-        arrays = self.family.pixels([rgb], "uint8")
+        data = self.store.read(descriptor.image)
+        with decoding(data, max_pixels=self.store.limits.max_pixels) as rgb:
+            height, width, _ = rgb.shape
+            made = self.family.pixels([rgb], "uint8")
+            # A family may hand on the picture itself.
+            arrays = {name: array.copy() if np.may_share_memory(array, rgb) else array for name, array in made.items()}
         for array in arrays.values():
             array.flags.writeable = False
         picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
-import numpy.typing as npt
 
 from filmroll.errors import ImageFormatError
 from filmroll.pixels.decoders import decode_any, decode_jpeg, decode_png
+from filmroll.pixels.patches import Rgb
+from filmroll.pixels.scratch import Scratch, borrowed
 from filmroll.store.formats.header import Limits, read_header
 
-Rgb = npt.NDArray[np.uint8]
-
 _FAST = {"JPEG": decode_jpeg, "PNG": decode_png}
-"""A decoded picture, [H, W, 3]."""
 
 
 def decode(data: bytes, *, max_pixels: int) -> Rgb:
@@ -21,11 +22,22 @@ def decode(data: bytes, *, max_pixels: int) -> Rgb:
     The header is held to `max_pixels` before anything is decoded. Bytes that no store would have
     kept are an ImageFormatError: they would look different to another decoder.
     """
+    return _decode(data, max_pixels, Scratch())
+
+
+@contextmanager
+def decoding(data: bytes, *, max_pixels: int) -> Iterator[Rgb]:
+    """`decode` for a picture that nobody needs after the block: its memory is then used again."""
+    with borrowed() as scratch:
+        yield _decode(data, max_pixels, scratch)
+
+
+def _decode(data: bytes, max_pixels: int, scratch: Scratch) -> Rgb:
     header = read_header(data, Limits(max_bytes=len(data), max_pixels=max_pixels))
     if not header.plain:
         raise _not_canonical()
     fast = _FAST.get(header.format)
-    rgb = None if fast is None else fast(data, header)
+    rgb = None if fast is None else fast(data, header, scratch)
     if rgb is None:
         rgb, mode = decode_any(data, header)
         if mode not in ("L", "RGB") or rgb.shape[:2] != (header.height, header.width):

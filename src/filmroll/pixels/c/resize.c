@@ -33,7 +33,7 @@ static double hamming(double x) {
     if (x == 0.0) return 1.0;
     if (x >= 1.0) return 0.0;
     x *= M_PI;
-    return sin(x) / x * (0.54 + 0.46 * cos(x));
+    return sin(x) / x * (0.54f + 0.46f * cos(x)); /* Pillow's constants are single, too. */
 }
 
 static double bicubic(double x) {
