@@ -97,12 +97,14 @@ def machine(reader: Materializer, images: Sequence[ImageDescriptor]) -> Iterator
 @pytest.mark.timeout(0)
 def test_laws_of_random_conversations(machine: type[Trained]) -> None:
     """Prefix, Whole, Counted and Linear."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=effort(150, 100_000),
-            stateful_step_count=12,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    # In lots: what hypothesis remembers of the examples of one lot slows the next ones down.
+    for _ in range(effort(1, 50)):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=effort(150, 2_000),
+                stateful_step_count=12,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
