@@ -7,6 +7,7 @@ conversation: the same tokens, the same logprobs.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import renderers.client
+import verifiers.v1 as vf
 from openai import AsyncOpenAI, BadRequestError
 from renderers import create_renderer
 from renderers.base import load_tokenizer
@@ -23,6 +25,7 @@ from renderers.configs import Qwen3VLRendererConfig
 from filmroll.render import Rendered, Renderer, load_renderer
 from filmroll.store import open_store
 from tests.conftest import Served
+from tests.engine import talking
 from tests.engine.asking import by_reference, data_uri, generated, picture, said, stored
 
 GREEDY = {"temperature": 0, "max_tokens": 7}
@@ -50,6 +53,15 @@ def message(*urls: str, text: str) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
+def shown(served: Served) -> list[tuple[str, ...]]:
+    """Three turns' images: inside the messages, in the engine's store, and one of each."""
+    return [
+        (data_uri(picture(1)),),
+        (stored(served, 2, width=96).uri, data_uri(picture(3))),
+        (stored(served, 1).uri,),
+    ]
+
+
 def ours(client: httpx.Client, writer: Renderer, prompt: Rendered) -> dict[str, Any]:
     return generated(client, by_reference(prompt, stop_token_ids=writer.stop_token_ids, **GREEDY))
 
@@ -68,12 +80,7 @@ def compare(result: dict[str, Any], prompt: Rendered, own: dict[str, Any]) -> No
 def test_renderers_leads_a_conversation_with_images(
     served: Served, client: httpx.Client, writer: Renderer, theirs: Any
 ) -> None:
-    """Three turns: pictures inside the messages, pictures in the engine's store, both."""
-    turns = [
-        (data_uri(picture(1)),),
-        (stored(served, 2, width=96).uri, data_uri(picture(3))),
-        (stored(served, 1).uri,),
-    ]
+    turns = shown(served)
 
     async def lead() -> None:
         asked = AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
@@ -148,3 +155,82 @@ def test_renderers_hears_what_is_wrong_with_an_image(served: Served, client: htt
     assert caught.value.body["type"] == "outside_store"
     assert (caught.value.body["param"], caught.value.body["index"]) == ("content_parts", 1)
     assert len(asyncio.run(lead(data_uri(picture(2))))["completion_ids"]) == 7
+
+
+@pytest.fixture
+def agent(served: Served, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> vf.Agent:
+    """A policy as a training run of verifiers' configures it."""
+    monkeypatch.setitem(sys.modules, "talking", talking)
+    client = vf.TrainClientConfig(
+        base_url=f"{served.url}/v1",
+        api_key_var="NO_KEY",
+        renderer=Qwen3VLRendererConfig(),
+        renderer_model_name=str(tiny_model),
+    )
+    config = vf.AgentConfig(
+        harness={"id": "talking"}, runtime=vf.SubprocessConfig(), model="tiny", client=client, sampling=dict(GREEDY)
+    )
+    return vf.Agent(config)
+
+
+def test_verifiers_rolls_out_with_images(
+    served: Served, client: httpx.Client, writer: Renderer, agent: vf.Agent
+) -> None:
+    """Its whole machinery: a task whose prompt shows an image, two more turns, a trace with tokens and logprobs."""
+    messages = [message(*urls, text=f"picture {number}?") for number, urls in enumerate(shown(served))]
+
+    async def roll_out() -> vf.Trace:
+        async with agent.interaction(vf.Task(vf.TaskData(prompt=messages[:1]))) as talk:
+            await talk.turn()
+            for new in messages[1:]:
+                await talk.turn([new])
+        return talk.trace
+
+    trace = asyncio.run(roll_out())
+    assert trace.errors == []
+    (branch,) = trace.branches
+    assert [node.sampled for node in branch.nodes] == [False, True] * 3
+    answers = [node for node in branch.nodes if node.sampled]
+    prompt = writer.render(messages[:1])
+    for number, node in enumerate(answers):
+        tokens, logprobs = said(ours(client, writer, prompt))
+        assert [token for token, own in zip(node.token_ids, node.mask, strict=True) if own] == tokens
+        np.testing.assert_allclose(node.logprobs, logprobs, atol=1e-5)
+        if number + 1 < len(messages):
+            prompt = writer.bridge(prompt, tokens, [messages[number + 1]])
+    assert branch.token_ids == [*prompt.expanded().token_ids.tolist(), *tokens]
+    seen = [index for index, kind in enumerate(branch.mm_token_type_ids) if kind]
+    assert seen == [
+        place
+        for offset, image in zip(prompt.expanded().offsets, prompt.images, strict=True)
+        for place in range(offset, offset + image.tokens)
+    ]
+
+
+def test_many_rollouts_of_verifiers_at_once(served: Served, agent: vf.Agent) -> None:
+    async def roll_out(number: int) -> vf.Trace:
+        first = message(data_uri(picture(number % 5)), text=f"picture {number}?")
+        async with agent.interaction(vf.Task(vf.TaskData(prompt=[first]))) as talk:
+            await talk.turn()
+            await talk.turn([message(stored(served, number % 3).uri, text="and now?")])
+        return talk.trace
+
+    async def all_of_them() -> list[vf.Trace]:
+        return await asyncio.gather(*map(roll_out, range(16)))
+
+    for trace in asyncio.run(all_of_them()):
+        assert trace.errors == []
+        assert sum(node.sampled for node in trace.nodes) == 2
+        assert all(len(node.logprobs) == sum(node.mask) > 0 for node in trace.nodes if node.sampled)
+
+
+def test_a_rollout_of_verifiers_says_what_the_engine_refused(served: Served, agent: vf.Agent) -> None:
+    async def roll_out(url: str) -> vf.Trace:
+        async with agent.interaction(vf.Task(vf.TaskData(prompt=[message(url, text="?")]))) as talk:
+            await talk.turn()
+        return talk.trace
+
+    trace = asyncio.run(roll_out("file:///etc/hostname"))
+    assert not any(node.sampled for node in trace.nodes)
+    assert "the image is not in this store" in str(trace.errors)
+    assert asyncio.run(roll_out(data_uri(picture(1)))).errors == []
