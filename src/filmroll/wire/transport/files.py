@@ -136,28 +136,12 @@ class FolderSender(Sender[T]):
     """Made by `open`."""
 
     def __init__(self, folder: Folder, codec: Codec[T], window: Window) -> None:
+        super().__init__(codec, window)
         self._folder = folder
-        self._codec = codec
-        self._turn = asyncio.Lock()
-        self._held = Held(window, 0)
 
     @classmethod
     async def open(cls, place: str, codec: Codec[T], window: Window) -> FolderSender[T]:
-        sender = cls(await asyncio.to_thread(Folder, Path(place), "sender"), codec, window)
-        try:
-            await sender._folder.do(sender._count)
-        except BaseException:
-            await sender.close()
-            raise
-        return sender
-
-    @property
-    def next(self) -> int:
-        return self._held.next
-
-    @property
-    def crowded(self) -> bool:
-        return self._held.crowded
+        return await cls(await asyncio.to_thread(Folder, Path(place), "sender"), codec, window).begun()
 
     async def send(self, message: T) -> int:
         async with self._turn:
@@ -177,6 +161,9 @@ class FolderSender(Sender[T]):
 
     async def close(self) -> None:
         await self._folder.close()
+
+    async def _begin(self) -> None:
+        await self._folder.do(self._count)
 
     def _count(self) -> None:
         """Find out what an earlier sender has left."""
@@ -225,13 +212,7 @@ class FolderReceiver(Receiver[T]):
 
     @classmethod
     async def open(cls, place: str, codec: Codec[T], window: Window, begin: int) -> FolderReceiver[T]:
-        receiver = cls(await asyncio.to_thread(Folder, Path(place), "receiver"), codec, window, begin)
-        try:
-            await receiver._folder.do(receiver._begin)
-        except BaseException:
-            await receiver.close()
-            raise
-        return receiver
+        return await cls(await asyncio.to_thread(Folder, Path(place), "receiver"), codec, window, begin).begun()
 
     async def receive(self) -> Numbered[T]:
         found = await self._folder.wait(self._read, self._next)
@@ -246,7 +227,10 @@ class FolderReceiver(Receiver[T]):
     async def close(self) -> None:
         await self._folder.close()
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
+        await self._folder.do(self._set_back)
+
+    def _set_back(self) -> None:
         """Whoever begins before what was acknowledged has to be sent all of it again, and all that followed."""
         if self._next < self._folder.acknowledged():
             self._folder.remove(reversed(self._folder.numbers()))

@@ -70,16 +70,15 @@ class SocketSender(Sender[T]):
     """Made by `open`, which waits for the receiver."""
 
     def __init__(self, place: str, codec: Codec[T], window: Window) -> None:
+        super().__init__(codec, window)
         address, _, key = place.partition("#")
         self._key = key.encode()
         self._session = secrets.token_bytes(16)
-        self._codec = codec
-        self._held = Held(window, 0)
         self._outbox: dict[int, Parts] = {}
         self._sent = _NOT_YET
         self._failure: FilmrollError | None = None
         self._news = asyncio.Condition()
-        self._turn, self._transmitting = asyncio.Lock(), asyncio.Lock()
+        self._transmitting = asyncio.Lock()
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         # Unlimited, because the window limits it; and nothing waits in the socket for a receiver that is gone.
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -95,21 +94,7 @@ class SocketSender(Sender[T]):
 
     @classmethod
     async def open(cls, place: str, codec: Codec[T], window: Window) -> SocketSender[T]:
-        sender = cls(place, codec, window)
-        try:
-            await sender._until(lambda: sender._sent != _NOT_YET)
-        except BaseException:
-            await sender.close()
-            raise
-        return sender
-
-    @property
-    def next(self) -> int:
-        return self._held.next
-
-    @property
-    def crowded(self) -> bool:
-        return self._held.crowded
+        return await cls(place, codec, window).begun()
 
     async def send(self, message: T) -> int:
         async with self._turn:
@@ -135,6 +120,9 @@ class SocketSender(Sender[T]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._socket.close()
+
+    async def _begin(self) -> None:
+        await self._until(lambda: self._sent != _NOT_YET)
 
     async def _until(self, there: Callable[[], bool]) -> None:
         async with self._news:
@@ -192,7 +180,8 @@ class SocketSender(Sender[T]):
 class SocketReceiver(Receiver[T]):
     """Made by `open`. Listens at `tcp://host:port#key`, or at `tcp://host` with a port and a key of its own."""
 
-    def __init__(self, codec: Codec[T], window: Window, begin: int) -> None:
+    def __init__(self, place: str, codec: Codec[T], window: Window, begin: int) -> None:
+        self.place = place
         self._codec = codec
         self._held = Held(window, begin)
         self._handed_out = begin
@@ -200,7 +189,7 @@ class SocketReceiver(Receiver[T]):
         self._sender: bytes | None = None
         self._session: bytes | None = None
         self._past: deque[bytes] = deque(maxlen=_PAST_SESSIONS)
-        self._reader: asyncio.Task[None]
+        self._reader: asyncio.Task[None] | None = None
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.RCVHWM, window.messages + 64)
         self._socket.setsockopt(zmq.MAXMSGSIZE, window.largest)
@@ -209,23 +198,19 @@ class SocketReceiver(Receiver[T]):
 
     @classmethod
     async def open(cls, place: str, codec: Codec[T], window: Window, begin: int) -> SocketReceiver[T]:
-        receiver = cls(codec, window, begin)
-        try:
-            await receiver._bind(place)
-        except BaseException:
-            receiver._socket.close()
-            raise
-        receiver._reader = asyncio.create_task(receiver._read())
-        return receiver
+        return await cls(place, codec, window, begin).begun()
 
-    async def _bind(self, place: str) -> None:
-        address, _, key = place.partition("#")
+    async def _begin(self) -> None:
+        await self._bind()
+        self._reader = asyncio.create_task(self._read())
+
+    async def _bind(self) -> None:
+        address, _, key = self.place.partition("#")
         latest = time.monotonic() + _LETTING_GO
         while True:
             try:
                 if key:
                     self._socket.bind(address)
-                    self.place = place
                 else:
                     port = self._socket.bind_to_random_port(address)
                     self.place = f"{address}:{port}#{secrets.token_hex(16)}"
@@ -255,8 +240,9 @@ class SocketReceiver(Receiver[T]):
             await self._answer(self._sender, b"state", State(number))
 
     async def close(self) -> None:
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
         self._socket.close()
 
     async def _read(self) -> None:

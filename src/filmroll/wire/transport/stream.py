@@ -15,14 +15,15 @@ What both transports promise:
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from filmroll.errors import MessageError, TransportError
-from filmroll.wire.transport.message import Parts
+from filmroll.wire.transport.message import Codec, Parts
 
 T = TypeVar("T")
 
@@ -47,21 +48,46 @@ class Numbered(NamedTuple, Generic[T]):
     message: T
 
 
-class Sender(ABC, Generic[T]):
+class End(ABC):
+    """Either end of a stream."""
+
+    async def begun(self) -> Self:
+        """This end, ready; whatever keeps it from that, nothing of it stays open."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Find out where the stream stands."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the stream, also where it was never begun."""
+
+
+class Sender(End, Generic[T]):
     """The end where messages go in."""
 
-    sent_bytes: int = 0
-    """What was put into the stream by this sender; what a transport sends twice is counted once."""
+    def __init__(self, codec: Codec[T], window: Window) -> None:
+        self.sent_bytes = 0
+        """What was put into the stream by this sender; what a transport sends twice is counted once."""
+        self._codec = codec
+        self._held = Held(window, 0)
+        self._turn = asyncio.Lock()
 
     @property
-    @abstractmethod
     def next(self) -> int:
         """The number that the next message gets."""
+        return self._held.next
 
     @property
-    @abstractmethod
     def crowded(self) -> bool:
         """Whether half of the window is taken: time for the receiver to acknowledge what it has."""
+        return self._held.crowded
 
     @abstractmethod
     async def send(self, message: T) -> int:
@@ -75,11 +101,8 @@ class Sender(ABC, Generic[T]):
     async def withdraw(self, number: int) -> None:
         """Take back what lies in the stream from that number on, before any receiver asks for it."""
 
-    @abstractmethod
-    async def close(self) -> None: ...
 
-
-class Receiver(ABC, Generic[T]):
+class Receiver(End, Generic[T]):
     """The end where messages come out."""
 
     place: str
@@ -92,9 +115,6 @@ class Receiver(ABC, Generic[T]):
     @abstractmethod
     async def acknowledge(self, number: int) -> None:
         """All messages before that number are done with and need not come again."""
-
-    @abstractmethod
-    async def close(self) -> None: ...
 
 
 class Held:
