@@ -32,7 +32,7 @@ def trainer(tiny_model, tmp_path_factory):
 def samples(trainer):
     """Twelve of many lengths, both loss streams and both signs of advantage; three have no image."""
     noise = np.random.default_rng(0)
-    store, family = trainer._loader._materializer.store, trainer.family
+    store, family = trainer._loader._images.store, trainer.family
     album = [
         family.describe(store.put(noise.integers(0, 256, (*size, 3), np.uint8)))
         for size in [(32, 32), (64, 96), (96, 32)]
@@ -122,7 +122,7 @@ def test_a_dummys_backward_reaches_every_parameter(trainer, samples):
     (_,), (dummy,) = plan(samples[:1], trainer.family, UNCLIPPED, ranks=2).ranks
     for parameter in trainer.model.parameters():
         parameter.grad = None
-    batch = Loader(trainer._loader._materializer, trainer.model).load(dummy)
+    batch = Loader(trainer._loader._images, trainer.model).load(dummy)
     lost = loss(
         forward(trainer.model, trainer.family, batch).logprobs, batch, clip_low=0.2, clip_high=0.2, max_ratio=3.0
     )

@@ -85,6 +85,15 @@ def test_a_tensor_is_copied_on_neither_side():
     assert np.shares_memory(pixels, back.pixels)
 
 
+def test_as_many_tensors_travel_as_a_step_has_images():
+    """A step of 256 rollouts with 8 images each has 2,048, of two arrays."""
+    one = np.zeros((1, 2), np.uint8)
+    _, back = read(PROCESSED, joined(PROCESSED.encode(0, Picture("p", np.zeros(1, np.int32), one, [one] * 5000))))
+    assert len(back.more) == 5000
+    with pytest.raises(MessageError, match="65536 tensors, at most 65534"):
+        PROCESSED.encode(0, Picture("p", np.zeros(1, np.int32), one, [one] * 65535))
+
+
 def test_a_raw_run_refuses_tensors_on_both_sides():
     picture = Picture("p", np.zeros(1, np.int32), np.zeros((2, 2), np.float32))
     raw = Codec(Picture)

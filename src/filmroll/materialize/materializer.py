@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from filmroll.errors import FilmrollError, FingerprintError, GridError, PlacementError, UnknownFamilyError
+from filmroll.errors import FilmrollError, PlacementError
 from filmroll.families.base import Arrays, Family
 from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
+from filmroll.materialize.claims import check_kind, check_layout
 from filmroll.materialize.foreign import completed
 from filmroll.materialize.sheet import Picture, owned
 from filmroll.pixels.decode import decoding
@@ -29,7 +30,6 @@ from filmroll.wire.receipt import Receipt
 CACHE_BYTES = 256 * 2**20
 MAX_SEEN = 2**16
 """Images whose size is remembered longer than their pixels; each takes about a kilobyte."""
-DESCRIBE = "Make descriptors with the describe() of the family that serves the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Materializer:
 
         For whoever keeps the pixels himself.
         """
-        _check_kind(descriptor, self.family)
+        check_kind(descriptor, self.family)
         seen = self._seen.get(descriptor.identity)
         if seen is not None:
             self._compare(descriptor, seen)
@@ -117,7 +117,7 @@ class Materializer:
         return self._cache.counts()
 
     def _load(self, descriptor: ImageDescriptor, developed: _Developed | None) -> _Developed:
-        _check_kind(descriptor, self.family)
+        check_kind(descriptor, self.family)
         if developed is None:
             developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor))
         self._compare(descriptor, developed.seen)
@@ -127,7 +127,7 @@ class Materializer:
         if seen.verified != descriptor.image:
             # Same digest, but another location, type or length is claimed: the claim is the store's to judge.
             self.store.read(descriptor.image)
-        _check_layout(descriptor, self.family, seen)
+        check_layout(descriptor, self.family, seen.width, seen.height)
 
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
         data = self.store.read(descriptor.image)
@@ -193,40 +193,4 @@ def _check_unclaimed(is_placeholder: np.ndarray[Any, Any], start: int) -> None:
         raise PlacementError(
             f"token {start + int(stray[0])} is an image placeholder that belongs to no image",
             remedy="Send a reference and a placement for every image in the prompt",
-        )
-
-
-def _check_kind(descriptor: ImageDescriptor, family: Family) -> None:
-    """What can be told without the image: that the descriptor was made for this very family and recipe."""
-    if descriptor.family != family.name:
-        raise UnknownFamilyError(
-            f"its family is {descriptor.family!r}, the model's is {family.name!r}", remedy=DESCRIBE
-        )
-    for what, claimed, ours in (
-        ("modality", descriptor.modality, "image"),
-        ("modality for vLLM", descriptor.vllm_modality, family.vllm_modality),
-        ("layout fingerprint", descriptor.layout_fingerprint, family.fingerprint),
-        ("pixel recipe", descriptor.recipe, family.recipe),
-    ):
-        if claimed != ours:
-            raise FingerprintError(
-                f"its {what} is {claimed!r}, the model's is {ours!r}", remedy=f"{DESCRIBE}, from the same checkpoint"
-            )
-
-
-def _check_layout(descriptor: ImageDescriptor, family: Family, seen: _Seen) -> None:
-    """What only the decoded picture can tell."""
-    claimed, size = descriptor.image, (seen.width, seen.height)
-    if (claimed.width, claimed.height) != size:
-        raise GridError(
-            f"it is said to be {claimed.width}x{claimed.height} pixels, it is {size[0]}x{size[1]}", remedy=DESCRIBE
-        )
-    layout = family.layout(*size)
-    if descriptor.payload != layout.payload:
-        raise GridError(
-            f"its payload is {str(descriptor.payload)[:128]}, the stored image's is {layout.payload}", remedy=DESCRIBE
-        )
-    if descriptor.tokens != layout.tokens:
-        raise PlacementError(
-            f"it is said to take {descriptor.tokens} tokens, it takes {layout.tokens}", remedy=DESCRIBE
         )

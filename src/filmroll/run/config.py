@@ -49,8 +49,9 @@ class RunConfig(Section):
 class MultimodalConfig(Section):
     """The `[multimodal]` section."""
 
-    mode: Literal["raw", "inline"] = "raw"
-    """How images travel: as references into the store, or inside their references, without a store."""
+    mode: Literal["raw", "inline", "processed"] = "raw"
+    """How images travel: as references into the store; inside their references, without a store; or to the trainer as
+    arrays beside the samples."""
     store: str = ""
     """Where images are kept, a folder or a bucket's URL; empty means assets/images in the run's folder."""
     cache: str = ""

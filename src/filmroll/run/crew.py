@@ -13,12 +13,13 @@ import psutil
 from filmroll.errors import RunError
 from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import Played, RolloutTask
+from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.launch import Process
-from filmroll.run.roles import Connect, Nothing
+from filmroll.run.roles import Connect, Nothing, codec
 from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
-from filmroll.wire.transport import Codec, Sender, Window, open_sender
+from filmroll.wire.transport import Sender, open_sender
 
 T = TypeVar("T")
 
@@ -26,8 +27,8 @@ T = TypeVar("T")
 class Crew:
     """An engine, a trainer and a worker, all alive."""
 
-    def __init__(self, window: Window, engine: Process, trainer: Process, worker: Process) -> None:
-        self._window = window
+    def __init__(self, config: Config, engine: Process, trainer: Process, worker: Process) -> None:
+        self._config = config
         self._engine, self._trainer, self._worker = engine, trainer, worker
         self._client: EngineClient
         self._to_trainer: Caller
@@ -67,7 +68,8 @@ class Crew:
 
     async def restore(self) -> Progress:
         restored = await self._ask_trainer("restore", Ask(), Restored)
-        self._samples = await self._trainer.watch(open_sender(restored.samples, Codec(TrainStep), self._window))
+        stream = open_sender(restored.samples, codec(self._config), self._config.transport.window)
+        self._samples = await self._trainer.watch(stream)
         return restored.progress
 
     async def publish(self, version: int) -> None:
@@ -103,7 +105,7 @@ async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
             process = await Process.start(role, role, run)
             stack.push_async_callback(process.stop)
             processes.append(process)
-        hands = Crew(run.config().transport.window, *processes)
+        hands = Crew(run.config(), *processes)
         await hands.connect()
         stack.push_async_callback(hands.close)
         yield hands

@@ -24,9 +24,10 @@ from filmroll.run.crew import Crew, crew
 from filmroll.run.directory import RunDirectory
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
-from filmroll.run.roles import model_dir
+from filmroll.run.roles import materializer, model_dir
 from filmroll.store import Manifest
 from filmroll.train.plan import plan
+from filmroll.train.processed import with_images
 from filmroll.train.samples import branch_advantages, samples
 from filmroll.train.step import Progress, StepReport, TrainStep
 from filmroll.wire.generate import SamplingParams
@@ -102,6 +103,8 @@ class Orchestrator:
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
         self._manifest = Manifest(run.open_store(config), run.manifest_name())
+        processed = config.multimodal.mode == "processed"
+        self._materializer = materializer(run, config, self._family) if processed else None
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,
@@ -218,7 +221,10 @@ class Orchestrator:
         planned = plan(made, self._family, self._config.trainer)
         if planned.cut or planned.dropped:
             self._run.event("samples_overlong", version=version, cut=planned.cut, dropped=planned.dropped)
-        return await self._hands.step(TrainStep(learning_rate, version, planned.ranks[0]))
+        work = TrainStep(learning_rate, version, planned.ranks[0])
+        if self._materializer is not None:
+            work = await to_thread.run_sync(with_images, work, self._materializer)
+        return await self._hands.step(work)
 
     async def _save(self, progress: Progress) -> None:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps

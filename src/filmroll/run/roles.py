@@ -9,8 +9,9 @@ import msgspec
 
 from filmroll.environments import make_environment
 from filmroll.errors import PeerError
-from filmroll.families import load_family
+from filmroll.families import Family, load_family
 from filmroll.materialize import Materializer
+from filmroll.materialize.carried import Carried
 from filmroll.render import load_renderer
 from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import RolloutTask, Worker
@@ -100,12 +101,11 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
     from filmroll.train.service import TrainerService
 
     family = load_family(model_dir(run, config))
-    materializer = Materializer(run.open_store(config), family, cache_bytes=config.trainer.cache_mb * MiB)
     service = TrainerService(
         model_dir(run, config),
-        materializer,
+        Carried(family) if config.multimodal.mode == "processed" else materializer(run, config, family),
         config.trainer,
-        lambda begin: open_receiver(run.samples_place(config), Codec(TrainStep), config.transport.window, begin=begin),
+        lambda begin: open_receiver(run.samples_place(config), codec(config), config.transport.window, begin=begin),
         weights=run.weights,
         checkpoints=run.checkpoints,
         keep=config.run.keep_checkpoints,
@@ -116,6 +116,16 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
 
 
 ROLES = {"engine": run_engine, "worker": run_worker, "trainer": run_trainer}
+
+
+def materializer(run: RunDirectory, config: Config, family: Family) -> Materializer:
+    """What develops the images that are trained on: the trainer's, or in mode processed the orchestrator's."""
+    return Materializer(run.open_store(config), family, cache_bytes=config.trainer.cache_mb * MiB)
+
+
+def codec(config: Config) -> Codec[TrainStep]:
+    """How a step's samples are written and read."""
+    return Codec(TrainStep, tensors=config.multimodal.mode == "processed")
 
 
 def model_dir(run: RunDirectory, config: Config) -> Path:

@@ -1,4 +1,4 @@
-"""From a micro-batch of references to tensors: the trainer's side of materializing.
+"""From a micro-batch to tensors: the trainer's side of materializing.
 
 N = trained tokens of all rows.
 """
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filmroll.errors import TrainingError
+from filmroll.errors import MessageError, TrainingError
+from filmroll.materialize.carried import Carried
 from filmroll.materialize.materializer import Materializer, check_placements
 from filmroll.materialize.sheet import Sheet
 from filmroll.train.places import of_micro_batch, of_sample
 from filmroll.train.rows import row_inputs, starts
+from filmroll.train.step import TrainStep
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
 
@@ -41,18 +43,36 @@ class Batch:
     receipt: Receipt
 
 
-class Loader:
-    """Checks samples, materializes their images, and lays rows and targets out as tensors."""
+Images = Materializer | Carried
+"""Where a trainer's images come from: the store, or the messages that bring the samples."""
 
-    def __init__(self, materializer: Materializer, model: Any) -> None:
-        self._materializer = materializer
+
+class Loader:
+    """Checks samples, has their images, and lays rows and targets out as tensors."""
+
+    def __init__(self, images: Images, model: Any) -> None:
+        self._images = images
         self._model = model
+
+    def begin(self, work: TrainStep) -> None:
+        """Take in what the step carries beside its samples: their images' arrays in mode processed, else nothing."""
+        if isinstance(self._images, Carried):
+            shown = {image.descriptor.identity for batch in work.micro_batches for image in batch.images}
+            unused = [image.sha256[:16] for image in work.images if image.identity not in shown]
+            if unused:
+                raise MessageError(f"the step carries the arrays of {unused[0]}, which none of its samples shows")
+            self._images.begin(work.images)
+        elif work.images:
+            raise MessageError(
+                f"the step carries the arrays of {len(work.images)} images, and this run is raw",
+                remedy='Send references, or set multimodal.mode to "processed" for the whole run',
+            )
 
     def load(self, micro_batch: MicroBatch) -> Batch:
         """The micro-batch ready for a forward; an image that cannot be verified is an error, never a gap."""
         import torch
 
-        family = self._materializer.family
+        family = self._images.family
         samples = micro_batch.samples
         if not micro_batch.rows or not all(row and all(one.tokens for one in row) for row in micro_batch.rows):
             raise TrainingError("a micro-batch has no rows, an empty row or an empty sample", field="rows")
@@ -65,9 +85,8 @@ class Loader:
                     [image.descriptor for image in sample.images],
                     family,
                 )
-        images = [image.descriptor for sample in samples for image in sample.images]
         with of_micro_batch(micro_batch):
-            loaded = self._materializer.load(images)
+            loaded = self._images.load([image.descriptor for image in micro_batch.images])
         sheet = Sheet.of(loaded.pictures)
         inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
         device = inputs["input_ids"].device

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from filmroll.engine.weights import write_weights
 from filmroll.errors import TransportError
-from filmroll.materialize import Materializer
 from filmroll.train import checkpoint
+from filmroll.train.loader import Images
 from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
 from filmroll.wire.transport import Receiver
@@ -32,7 +32,7 @@ class TrainerService:
     def __init__(
         self,
         model_dir: Path,
-        materializer: Materializer,
+        images: Images,
         config: TrainerConfig,
         samples: Samples,
         *,
@@ -40,7 +40,7 @@ class TrainerService:
         checkpoints: Path,
         keep: int,
     ) -> None:
-        self._trainer = Trainer(model_dir, materializer, config)
+        self._trainer = Trainer(model_dir, images, config)
         self._open_samples = samples
         self._samples: Receiver[TrainStep] | None = None
         self._weights = weights

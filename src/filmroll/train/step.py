@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from filmroll.wire.processed import ProcessedImage
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
@@ -45,13 +46,15 @@ class TrainerConfig(BaseModel):
     """Where the model is trained, as torch names it."""
 
 
-class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One optimizer step over all these micro-batches."""
 
     learning_rate: float
     version: int
     """The policy version that the trainer's model has before the update."""
     micro_batches: list[MicroBatch]
+    images: list[ProcessedImage] = []
+    """In mode processed each distinct image of the micro-batches, once; in any other mode none."""
 
 
 class StepReport(msgspec.Struct, frozen=True):

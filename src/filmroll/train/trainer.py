@@ -12,10 +12,9 @@ import torch
 
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import load_model
-from filmroll.materialize.materializer import Materializer
 from filmroll.train.bins import Costs
 from filmroll.train.forward import forward
-from filmroll.train.loader import Loader
+from filmroll.train.loader import Images, Loader
 from filmroll.train.loss import loss
 from filmroll.train.places import of_micro_batch
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
@@ -41,15 +40,15 @@ class _Tally:
 class Trainer:
     """A model and its optimizer. `step` is all or nothing: an error before the update leaves both as they were."""
 
-    def __init__(self, model_dir: Path, materializer: Materializer, config: TrainerConfig) -> None:
+    def __init__(self, model_dir: Path, images: Images, config: TrainerConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        self.family = materializer.family
+        self.family = images.family
         self.model: Any = load_model(model_dir, device=config.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=config.betas, weight_decay=config.weight_decay
         )
-        self._loader = Loader(materializer, self.model)
+        self._loader = Loader(images, self.model)
 
     def step(self, work: TrainStep) -> StepReport:
         """Accumulate gradients over the micro-batches, clip, update."""
@@ -57,6 +56,7 @@ class Trainer:
         trained = sum(int(sample.trained[1:].sum()) for batch in work.micro_batches for sample in batch.samples)
         if trained == 0:
             raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
+        self._loader.begin(work)
         self.optimizer.zero_grad(set_to_none=True)
         tally = _Tally()
         for micro_batch in work.micro_batches:

@@ -69,6 +69,11 @@ class MicroBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [sample for row in self.rows for sample in row]
 
     @property
+    def images(self) -> list[PlacedImage]:
+        """Those of all samples, in their order."""
+        return [image for sample in self.samples for image in sample.images]
+
+    @property
     def area(self) -> int:
         """Rows times the longest row: tokens and padding."""
         return len(self.rows) * max(sum(sample.tokens for sample in row) for row in self.rows)

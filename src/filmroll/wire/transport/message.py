@@ -23,7 +23,7 @@ MAGIC = b"filmroll"
 VERSION = 1
 """Raised whenever what an older filmroll wrote would be read wrongly."""
 
-MAX_PARTS = 4096
+MAX_PARTS = 2**16 - 1
 _HEAD = struct.Struct("<8sHHIQ")
 _SIZE = struct.Struct("<Q")
 _SHORTEST = struct.Struct("<8sH")

@@ -1,0 +1,108 @@
+"""A whole run in mode processed: the trainer learns the same from what it is sent, and needs no store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from filmroll.families import load_family
+from filmroll.materialize import Materializer
+from filmroll.run.config import Config, load_config
+from filmroll.run.directory import RunDirectory
+from filmroll.store import open_store
+from filmroll.train.processed import with_images
+from filmroll.train.step import Ask, Restored, StepReport, Take, TrainStep
+from filmroll.wire.channel import Caller
+from filmroll.wire.receipt import Receipt
+from filmroll.wire.training import MicroBatch, PlacedImage
+from filmroll.wire.transport import Codec, Window, open_sender
+from tests.run.test_train import EXAMPLE, rows, train, wait_until
+from tests.store.pictures import noise
+from tests.train.conftest import sample
+
+TRAINER = """
+import sys
+from pathlib import Path
+from filmroll.run.directory import RunDirectory
+from filmroll.run.roles import run_trainer
+run_trainer(RunDirectory.open(Path(sys.argv[1])), "trainer")
+"""
+
+
+def test_a_processed_run_learns_what_a_raw_one_does(tmp_path: Path) -> None:
+    """Warm-up samples nothing, so it is the same in both."""
+    for mode, rl in (("raw", 0), ("processed", 1)):
+        done = train(tmp_path / mode, 2, rl, "--multimodal.mode", mode, "--transport.kind", "files")
+        assert done.returncode == 0, done.stdout + done.stderr
+    raw, processed = rows(tmp_path / "raw", "warmup"), rows(tmp_path / "processed", "warmup")
+    for name in ("loss", "grad_norm", "entropy"):
+        assert [row[name] for row in processed] == pytest.approx([row[name] for row in raw], rel=1e-6), name
+    for row in rows(tmp_path / "processed"):
+        assert len(set(row["trainer_receipt"].values())) == 1
+        assert row["trainer_receipt"]["consumed"] > 0
+    for row in rows(tmp_path / "processed", "rl"):
+        # The engine still gets references.
+        assert set(row["engine_receipt"].values()) == {row["images"]}
+        assert row["request_bytes"] < row["images"] * 1500
+        # A 32x32 picture is 3 KB of levels, and travels once, however often its group shows it.
+        levels = 3072 * row["images_unique"]
+        assert levels < row["sample_bytes"] < levels + 2000 * row["turns"]
+    assert any(row["logprob_gap_max"] is not None for row in rows(tmp_path / "processed", "rl"))
+    assert all((row["logprob_gap_max"] or 0) < 1e-4 for row in rows(tmp_path / "processed", "rl"))
+    for record in (tmp_path / "processed" / "rollouts").glob("*.jsonl"):
+        assert "pixel_values" not in record.read_text()
+
+
+def test_its_trainer_opens_no_store(tiny_model: Path, tmp_path: Path) -> None:
+    """The trainer's process, in a run whose store nobody can reach."""
+    chosen = ["--model", str(tiny_model), "--run.directory", str(tmp_path / "run"), "--transport.kind", "files"]
+    nowhere = ["--multimodal.mode", "processed", "--multimodal.store", "s3://nowhere/images"]
+    run = RunDirectory.create(load_config(EXAMPLE, [*chosen, *nowhere]))
+    family, store = load_family(tiny_model), open_store(tmp_path / "images")
+    images = [family.describe(store.put(noise(40, 60, seed=seed))) for seed in (1, 2)]
+    work = TrainStep(1e-3, 0, [MicroBatch([[shown(images, family)]])])
+    command = [sys.executable, "-c", TRAINER, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trainer:
+        try:
+            announced = run.processes / "trainer.json"
+            wait_until(lambda: announced.exists() or trainer.poll() is not None)
+            assert trainer.poll() is None, trainer.communicate()[1]
+            endpoint = json.loads(announced.read_text())["endpoint"]
+            report = asyncio.run(trained(endpoint, with_images(work, Materializer(store, family))))
+        finally:
+            trainer.kill()
+    assert report.receipt == Receipt(2, 2, 2, 2)
+
+
+def shown(images, family):
+    """A sample that shows these images."""
+    ids = np.concatenate([[1, 2], *(np.append(family.expansion(image), 3) for image in images), [4, 5]])
+    offsets = np.cumsum([2, *(image.tokens + 1 for image in images)])[:-1]
+    placed = [PlacedImage(image, int(offset)) for image, offset in zip(images, offsets, strict=True)]
+    trained = (ids < 100).astype(np.uint8)
+    made = sample(len(ids), token_ids=ids.astype(np.int32), trained=trained)
+    return msgspec.structs.replace(made, images=placed)
+
+
+async def trained(endpoint: str, work: TrainStep) -> StepReport:
+    caller = Caller(endpoint)
+    try:
+        place = (await caller.call("restore", Ask(), Restored)).samples
+        sender = await open_sender(place, Codec(TrainStep, tensors=True), Window())
+        number = await sender.send(work)
+        await sender.close()
+        return await caller.call("step", Take(number), StepReport)
+    finally:
+        caller.close()
+
+
+def test_the_mode_is_chosen_like_the_others() -> None:
+    assert load_config(EXAMPLE, ["--multimodal.mode", "processed"]).multimodal.mode == "processed"
+    assert Config().multimodal.mode == "raw"
