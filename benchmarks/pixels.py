@@ -35,6 +35,10 @@ from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.families.recipe import Backend
 from filmroll.pixels.decode import decoding
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.their_torchvision import make_importable
+
 ROUNDS = 15
 SHORT = {
     "transformers, pil": "theirs, pil",
@@ -85,14 +89,6 @@ def file(image: Image.Image, form: str) -> bytes:
     out = io.BytesIO()
     image.save(out, form, **({"quality": 90} if form == "JPEG" else {}))
     return out.getvalue()
-
-
-def with_torchvision() -> None:
-    sys.path.insert(0, str(Path(sys.prefix) / "oracles"))
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    with_torchvision.library = library  # type: ignore[attr-defined]  # it is undone when the object goes
 
 
 def processor(kind: str, settings: QwenVLSettings) -> Any:
@@ -159,7 +155,7 @@ def measure(task: Task, form: str, threads: int) -> dict[str, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with_torchvision()
+    make_importable()
     measure(TASKS[0], "JPEG", 1)  # A process's first pictures cost more, theirs most of all.
     alone: dict[tuple[str, str], dict[str, float]] = {}
     for threads in THREADS:

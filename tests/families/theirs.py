@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ORACLES = Path(sys.prefix) / "oracles"
+from tests import their_torchvision
+
 SMALL = 4096
 """Arrays of more elements do not come back from where only the layout is asked for."""
 
@@ -85,8 +85,8 @@ class Theirs:
 
 @contextmanager
 def processors() -> Iterator[ProcessPoolExecutor]:
-    if not ORACLES.is_dir():
-        raise RuntimeError(f"{ORACLES} is missing: make sets it up")
+    if not their_torchvision.FOLDER.is_dir():
+        raise RuntimeError(f"{their_torchvision.FOLDER} is missing: make sets it up")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_with_torchvision) as pool:
         yield pool
@@ -94,15 +94,10 @@ def processors() -> Iterator[ProcessPoolExecutor]:
 
 def _with_torchvision() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.path.insert(0, str(ORACLES))
     import torch
 
     torch.set_num_threads(1)
-    # The registry's torchvision is built for another torch: two operators that it only describes must exist first.
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _with_torchvision.library = library  # type: ignore[attr-defined]  # it is undone when the object goes
+    their_torchvision.make_importable()
     import torchvision  # noqa: F401
 
 

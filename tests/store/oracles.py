@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import multiprocessing
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,25 +21,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests import their_torchvision
+
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 Oracle: TypeAlias = Callable[[list[bytes]], "list[Rgb | str]"]
 """What a decoder sees in each file, [height, width, 3], or why it sees nothing."""
 
-TORCHVISION = Path(sys.prefix) / "oracles"
-"""Where the Makefile puts it."""
-
 _CUDA_LIBRARIES = ("libc10_cuda.so", "libtorch_cuda.so")
-_kept: list[object] = []
-"""Until the process ends: what torch has learned of operators goes with the object that taught it."""
-
-_OPERATORS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @contextmanager
 def torchvision_oracle() -> Iterator[Oracle]:
     """torchvision's decode_image and read_image; skips where its image extension cannot be loaded."""
-    if not (TORCHVISION / "torchvision").is_dir():
-        pytest.skip(f"torchvision is not in {TORCHVISION}; the Makefile puts it there")
+    if not (their_torchvision.FOLDER / "torchvision").is_dir():
+        pytest.skip(f"torchvision is not in {their_torchvision.FOLDER}; the Makefile puts it there")
     with _process() as pool:
         trouble = pool.submit(_load_torchvision).result()
         if trouble:
@@ -67,9 +61,9 @@ def _load_torchvision() -> str:
     """Nothing if all is well, or what is wrong."""
     import torch
 
-    sys.path.append(str(TORCHVISION))
+    their_torchvision.make_importable()
     if not torch.backends.cuda.is_built():
-        trouble = _stand_in_for_cuda(TORCHVISION / "torchvision" / "image.so")
+        trouble = _stand_in_for_cuda(their_torchvision.FOLDER / "torchvision" / "image.so")
         if trouble:
             return trouble
     import torchvision.io.image
@@ -84,13 +78,6 @@ def _stand_in_for_cuda(extension: Path) -> str:
 
     They are loaded before the extension, which then takes them for the real ones.
     """
-    import torch
-
-    # torchvision's Python half describes these two operators, its half that needs CUDA would have defined them.
-    library = torch.library.Library("torchvision", "DEF")
-    _kept.append(library)
-    for name in ("nms", "qnms"):
-        library.define(name + _OPERATORS)
     try:
         listed = subprocess.run(["nm", "-D", "--undefined-only", extension], check=True, capture_output=True, text=True)
         names = [line.split()[-1] for line in listed.stdout.splitlines() if "4cuda" in line]
