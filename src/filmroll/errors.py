@@ -24,6 +24,7 @@
     │   ├── GridError               400  not the grid that the stored image has
     │   └── PlacementError          400  placeholder tokens are not where and what they must be
     ├── RequestError                400  a generate request that breaks its contract
+    │   └── UnknownReferenceError   404  a digest in place of a reference that was not seen lately
     ├── RenderError                 400  messages that cannot become tokens
     │   ├── PlaceholderTextError    400  a message spells out a token of images or of the chat's markup
     │   ├── PromptTooLongError      400  a prompt of more tokens than are allowed
@@ -223,6 +224,10 @@ class PlacementError(DescriptorError):
 
 class RequestError(FilmrollError):
     code, status = "request", 400
+
+
+class UnknownReferenceError(RequestError):
+    code, status = "reference_unknown", 404
 
 
 class RenderError(FilmrollError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
-from filmroll.engine.resolve import resolve
+from filmroll.engine.resolve import Resolved
+from filmroll.engine.resolver import Resolver
+from filmroll.engine.statistics import Statistics
 from filmroll.errors import (
     DescriptorError,
     FilmrollError,
@@ -195,8 +199,13 @@ def test_an_engine_resolves_them(upstream: Upstream) -> None:
         )
         return GenerateRequest([1, *[pad] * changes.get("length", tokens), 2], SamplingParams(), features=features)
 
+    async def resolve(request: GenerateRequest) -> Resolved:
+        async with resolver.visit() as visit:
+            return await visit.resolve(request)
+
+    resolver = Resolver({upstream.family.recipe: upstream.loader}, Statistics(CollectorRegistry()))
     for text in upstream.references().values():
-        resolved = resolve(request(text), upstream.family, upstream.loader)
+        resolved = asyncio.run(resolve(request(text)))
         assert resolved.receipt.verified == 1
         noise = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
         expected = upstream.family.pixels([noise], "uint8")
@@ -204,6 +213,7 @@ def test_an_engine_resolves_them(upstream: Upstream) -> None:
     text = upstream.references()["A"]
     for changes in ({"digest": upstream.ours.sha256}, {"length": tokens + 1}):
         with pytest.raises(RequestError):
-            resolve(request(text, **changes), upstream.family, upstream.loader)
+            asyncio.run(resolve(request(text, **changes)))
     with pytest.raises(DescriptorError):
-        resolve(request("mmraw:v9:" + text[6:]), upstream.family, upstream.loader)
+        asyncio.run(resolve(request("mmraw:v9:" + text[6:])))
+    resolver.close()

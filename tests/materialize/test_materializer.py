@@ -73,7 +73,7 @@ def test_what_a_caller_does_to_its_arrays_reaches_nobody_else(store: Any, family
         array[...] = 0
     assert_same(loader.load([descriptor]), expected)
     (held,) = loader._cache._items.values()
-    assert not any(array.flags.writeable for array in held.picture.arrays.values())
+    assert not any(array.flags.writeable for array in held.arrays.values())
 
 
 # Forgeries: what a descriptor may not claim, and the error of each.

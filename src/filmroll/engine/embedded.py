@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
 import torch
+from prometheus_client import CollectorRegistry
 
 from filmroll.engine.batch import Row, prompt_positions
 from filmroll.engine.content import in_references
 from filmroll.engine.loop import BatchLimits, ModelLoop
-from filmroll.engine.resolve import resolve
+from filmroll.engine.resolve import Resolved
+from filmroll.engine.resolver import Bounds, Resolver
 from filmroll.engine.sampling import MIN_TEMPERATURE, own_generator
-from filmroll.engine.statistics import Statistics
+from filmroll.engine.statistics import MODEL_COUNTERS, Statistics
 from filmroll.engine.weights import read_weights
-from filmroll.errors import EngineError, EngineUnavailableError, FilmrollError, RequestError, WeightsError
+from filmroll.errors import FilmrollError, RequestError, WeightsError
 from filmroll.families.base import Family
 from filmroll.materialize.feed import load_model
 from filmroll.materialize.materializer import Materializer
@@ -40,10 +40,6 @@ from filmroll.wire.generate import (
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING = 4096
-"""Requests that may be under way at once; more are told to come back."""
-READERS = 2
-"""Threads that turn references into pixels."""
 OPENERS = 4
 """Threads that put images into the store; apart from the readers, because an image's server may take its time."""
 
@@ -71,20 +67,18 @@ class EmbeddedEngine:
         weights_dir: Path | None = None,
         name: str | None = None,
         seed: int | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self.name = name or model_dir.name
         self.family = family
         self.materializer = materializer
-        self.statistics = Statistics()
+        self.statistics = Statistics(CollectorRegistry(), MODEL_COUNTERS)
         self._model = load_model(model_dir, dtype=dtype, device=device)
         text = self._model.config.get_text_config()
         self.vocabulary: int = text.vocab_size
         self.max_model_len: int = max_model_len or text.max_position_embeddings
         self._weights_dir = weights_dir
-        self._slots = threading.BoundedSemaphore(4 * max_batch)
-        """Held by each request from its first pixel to its end: what bounds the pixels in memory."""
-        self._pending = 0
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="filmroll-reader")
+        self.resolver = Resolver({family.recipe: materializer}, self.statistics, bounds)
         self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="filmroll-opener")
         limits = BatchLimits(rows=max_batch, wait_s=batch_wait_ms / 1000)
         self._loop = ModelLoop(self._model, family, self.statistics, limits=limits, threads=threads, seed=seed)
@@ -100,8 +94,8 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Stop the threads; requests under way end with EngineUnavailableError."""
         self._loop.close()
-        for pool in (self._openers, self._readers):
-            pool.shutdown(cancel_futures=True)
+        self._openers.shutdown(cancel_futures=True)
+        self.resolver.close()
 
     @property
     def version(self) -> int:
@@ -116,18 +110,17 @@ class EmbeddedEngine:
     async def generate(self, request: GenerateRequest) -> GenerateAnswer:
         """Sample one completion. A cancelled call leaves its batch at the next step."""
         self.statistics.add(requests=1)
-        self._pending += 1
         try:
             self._check(request)
-            request = await self._in_references(request)
-            done: Future[Row] = Future()
-            self._readers.submit(self._enter, request, done)
-            answer = _answer(request, await asyncio.wrap_future(done))
+            async with self.resolver.visit() as visit:
+                request = await self._in_references(request)
+                images = await visit.resolve(request)
+                row = await visit.run(lambda: self._row(request, images))
+                self._loop.submit(row)
+                answer = _answer(request, await asyncio.wrap_future(row.done))
         except FilmrollError as error:
             self.statistics.reject(error.code)
             raise
-        finally:
-            self._pending -= 1
         if answer.receipt is not None:
             self.statistics.add_receipt(answer.receipt)
         return answer
@@ -160,8 +153,6 @@ class EmbeddedEngine:
 
     def _check(self, request: GenerateRequest) -> None:
         """What can be said without looking at an image."""
-        if self._pending > MAX_PENDING:
-            raise EngineUnavailableError(f"{MAX_PENDING} requests are under way", remedy="Send it again later")
         if request.model is not None and request.model != self.name:
             raise RequestError(f"this engine serves {self.name!r}", field="model")
         params = request.sampling_params
@@ -186,35 +177,14 @@ class EmbeddedEngine:
                 field="sampling_params.max_tokens",
             )
 
-    def _enter(self, request: GenerateRequest, done: Future[Row]) -> None:
-        """On a reader thread: read the images, then join the rows that wait for the model."""
-        self._slots.acquire()
-        done.add_done_callback(lambda _: self._slots.release())
-        if done.done():
-            return
-        try:
-            self._loop.submit(self._row(request, done))
-        except FilmrollError as error:
-            _refuse(done, error)
-        except Exception as error:
-            log.exception("a request failed before it reached the model")
-            _refuse(done, EngineError("the request could not be prepared", private=str(error)))
-
-    def _row(self, request: GenerateRequest, done: Future[Row]) -> Row:
-        images = resolve(request, self.family, self.materializer)
+    def _row(self, request: GenerateRequest, images: Resolved) -> Row:
         return Row(
             prompt=request.token_ids,
             params=request.sampling_params,
             images=images,
             positions=prompt_positions(self._model, self.family, request.token_ids, images),
             generator=own_generator(request.sampling_params),
-            done=done,
         )
-
-
-def _refuse(done: Future[Row], error: FilmrollError) -> None:
-    with suppress(InvalidStateError):
-        done.set_exception(error)
 
 
 def _answer(request: GenerateRequest, row: Row) -> GenerateAnswer:

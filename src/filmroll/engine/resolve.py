@@ -1,4 +1,4 @@
-"""From the references of a request to verified pixels, before any model is concerned.
+"""What a request says about its images, read and checked before anything is loaded.
 
 Every field here was written by somebody else. What breaks the contract is an error that names the
 field and the image; what comes out can be fed to the model.
@@ -6,20 +6,26 @@ field and the image; what comes out can be fed to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
 
+from filmroll.engine.remembered import Remembered
 from filmroll.errors import FilmrollError, PlacementError, RequestError
 from filmroll.families.base import Family
-from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.materializer import check_placements
 from filmroll.materialize.sheet import Picture
 from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.feature_reference import FeatureReference, is_feature_reference, read_feature_reference
 from filmroll.wire.foreign import ForeignDescriptor
 from filmroll.wire.generate import Features, GenerateRequest, Placeholder
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.reference import read_reference
+
+Read: TypeAlias = ImageDescriptor | ForeignDescriptor | FeatureReference
+"""What a reference says, in whichever form it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +42,56 @@ class Claims:
 
     descriptors: tuple[ImageDescriptor, ...] = ()
     spans: tuple[Placeholder, ...] = ()
+    texts: tuple[str, ...] = ()
+    """The references themselves."""
     field: str = ""
     """The request's field that holds the references."""
 
 
-def resolve(request: GenerateRequest, family: Family, materializer: Materializer) -> Resolved:
-    """Read and check everything the request says about images, then load and decode them."""
-    claims = read_claims(request, family, materializer)
-    if not claims.descriptors:
-        return Resolved()
-    with named(claims.field):
-        materialized = materializer.load(claims.descriptors)
-    return Resolved(materialized.pictures, materialized.receipt)
+@dataclass(frozen=True, slots=True)
+class References:
+    """A request's references, each read by itself."""
+
+    modality: str | None
+    texts: tuple[str, ...] = ()
+    read: tuple[Read, ...] = ()
 
 
-def read_claims(request: GenerateRequest, family: Family, materializer: Materializer) -> Claims:
-    """Everything the request says about images, read and checked as far as that needs no image.
+def read_references(request: GenerateRequest, remembered: Remembered) -> References:
+    """Read what the request refers to; where a digest stands for a reference, what was seen under it before."""
+    features = request.features
+    modality = _modality(features)
+    if features is None or modality is None:
+        return References(None)
+    hashes = features.mm_hashes[modality]
+    slots = [None] * len(hashes) if features.kwargs_data is None else features.kwargs_data[modality]
+    texts, read = [], []
+    for index, (slot, digest) in enumerate(zip(slots, hashes, strict=True)):
+        if slot is None:
+            with named(f"features.mm_hashes.{modality}", index):
+                text = remembered.text(digest)
+        else:
+            text = slot
+        with named(f"features.kwargs_data.{modality}", index):
+            one = read_feature_reference(text) if is_feature_reference(text) else read_reference(text)
+            _check_agreement(one, modality, None if slot is None else digest, index)
+        texts.append(text)
+        read.append(one)
+    return References(modality, tuple(texts), tuple(read))
 
-    Other systems' references need theirs: they do not say how many tokens it takes.
-    """
-    modality = _modality(request.features)
-    where = f"features.mm_placeholders.{modality}" if modality else "token_ids"
-    descriptors, spans = (
-        _references(request.features, modality, materializer) if request.features and modality else ([], [])
-    )
-    with named(where):
+
+def claims_of(
+    request: GenerateRequest, references: References, descriptors: Sequence[ImageDescriptor], family: Family
+) -> Claims:
+    """Everything the request says about its images, compared as far as that needs no pixels."""
+    modality = references.modality
+    spans = request.features.mm_placeholders[modality] if request.features and modality else []
+    for index, (descriptor, span) in enumerate(zip(descriptors, spans, strict=True)):
+        _check_length(descriptor, modality or "", span, index)
+    with named(f"features.mm_placeholders.{modality}" if modality else "token_ids"):
         check_placements(request.token_ids, [span.offset for span in spans], descriptors, family)
         _check_apart(spans)
-    return Claims(tuple(descriptors), tuple(spans), f"features.kwargs_data.{modality}")
+    return Claims(tuple(descriptors), tuple(spans), references.texts, f"features.kwargs_data.{modality}")
 
 
 def _modality(features: Features | None) -> str | None:
@@ -74,37 +102,15 @@ def _modality(features: Features | None) -> str | None:
     return used[0] if used else None
 
 
-def _references(
-    features: Features, modality: str, materializer: Materializer
-) -> tuple[list[ImageDescriptor], list[Placeholder]]:
-    where = f"features.kwargs_data.{modality}"
-    if features.kwargs_data is None:
-        raise RequestError(
-            "the images have hashes and placeholders, but no references",
-            remedy="Send the mmraw: reference of each image; this engine keeps none from earlier requests",
-            field="features.kwargs_data",
-        )
-    spans = features.mm_placeholders[modality]
-    descriptors = []
-    for index, text in enumerate(features.kwargs_data[modality]):
-        with named(where, index):
-            read = read_reference(text)
-            _check_agreement(read, modality, features.mm_hashes[modality][index], index)
-            descriptor = materializer.complete(read)
-            _check_length(descriptor, modality, spans[index], index)
-        descriptors.append(descriptor)
-    return descriptors, spans
-
-
-def _check_agreement(read: ImageDescriptor | ForeignDescriptor, modality: str, digest: str, index: int) -> None:
-    """The parallel lists speak of the same image."""
+def _check_agreement(read: Read, modality: str, digest: str | None, index: int) -> None:
+    """The parallel lists speak of the same image; a digest that is of a reference speaks of nothing else."""
     if read.modality != modality:
         raise RequestError(
             f"the reference is of modality {read.modality!r}, it stands under {modality[:64]!r}",
             field=f"features.kwargs_data.{modality}",
             index=index,
         )
-    if digest != (read.image.sha256 if isinstance(read, ImageDescriptor) else read.mm_hash):
+    if digest not in (None, read.image.sha256 if isinstance(read, ImageDescriptor) else read.mm_hash):
         raise RequestError(
             "it is not the digest of the image that the reference names",
             remedy="mm_hashes holds the whole sha256 of each stored image; of other systems' references, their mm_hash",

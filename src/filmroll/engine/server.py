@@ -87,7 +87,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def metrics(_request: Request) -> Response:
-        return PlainTextResponse(_metrics(engine), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(engine.statistics.text(), media_type="text/plain; version=0.0.4")
 
     routes = [
         Route("/inference/v1/generate", answering(generate), methods=["POST"]),
@@ -188,20 +188,3 @@ def _models(engine: EmbeddedEngine) -> dict[str, Any]:
         "max_model_len": engine.max_model_len,
     }
     return {"object": "list", "data": [model]}
-
-
-def _metrics(engine: EmbeddedEngine) -> str:
-    """Prometheus' text format."""
-    lines = [f"filmroll_engine_{name}_total {value}" for name, value in engine.statistics.counts().items()]
-    lines += [
-        f'filmroll_engine_rejected_total{{code="{code}"}} {value}'
-        for code, value in engine.statistics.rejected().items()
-    ]
-    cache = engine.materializer.cache_counts()
-    lines += [
-        f"filmroll_engine_image_cache_hits_total {cache.hits}",
-        f"filmroll_engine_image_cache_misses_total {cache.misses}",
-        f"filmroll_engine_image_cache_bytes {cache.nbytes}",
-        f"filmroll_engine_weights_version {engine.version}",
-    ]
-    return "\n".join(lines) + "\n"

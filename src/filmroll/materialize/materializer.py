@@ -7,7 +7,9 @@ them is recomputed from the decoded picture and compared.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,10 @@ from filmroll.families.base import Arrays, Family
 from filmroll.image import INLINE, ImageRef, inline_media_type
 from filmroll.materialize.cache import Cache, CacheCounts
 from filmroll.materialize.claims import check_kind, check_layout
+from filmroll.materialize.features import Features
 from filmroll.materialize.foreign import completed
 from filmroll.materialize.sheet import Picture, owned
+from filmroll.materialize.watch import Watch
 from filmroll.pixels.decode import decoding
 from filmroll.store.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
@@ -49,24 +53,15 @@ class Materialized:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What was found out about an image, and the reference under which its bytes were verified."""
+class _Developed(Picture):
+    """A picture with read-only arrays."""
 
     verified: ImageRef
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Developed:
-    """One image's arrays, read-only."""
-
-    seen: _Seen
-    picture: Picture
+    """The reference under which its bytes were verified, with the size that the picture has."""
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.picture.arrays.values())
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class Materializer:
@@ -74,13 +69,24 @@ class Materializer:
 
     Pictures are kept as levels, uint8 with one temporal copy: an eighth of their float32 values where a
     family has two. Whoever feeds a model with them normalizes them then, as `materialize.feed` does.
+
+    `features` is where levels are found that another process has made.
     """
 
-    def __init__(self, store: Store, family: Family, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        family: Family,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        features: Features | None = None,
+    ) -> None:
         self.store = store
         self.family = family
+        self.features = features
+        self._watch = Watch()
         self._cache: Cache[tuple[str, str], _Developed] = Cache(cache_bytes)
-        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._seen: dict[tuple[str, str], ImageRef] = {}
         self._seen_lock = threading.Lock()
 
     def complete(self, descriptor: ImageDescriptor | ForeignDescriptor) -> ImageDescriptor:
@@ -89,18 +95,25 @@ class Materializer:
 
     def load(self, descriptors: Sequence[ImageDescriptor | ForeignDescriptor]) -> Materialized:
         """Every image verified, decoded and processed, in order; else the error, with the image's index."""
-        at_hand: dict[tuple[str, str], _Developed] = {}
         pictures = []
         for index, claimed in enumerate(descriptors):
             try:
-                descriptor = self.complete(claimed)
-                developed = self._load(descriptor, at_hand.get(descriptor.identity))
+                pictures.append(self.begin(self.complete(claimed)).result())
             except FilmrollError as error:
                 raise error.at(index=index) from error
-            at_hand[descriptor.identity] = developed
-            pictures.append(developed.picture)
         receipt = Receipt(referenced=len(descriptors), verified=len(pictures), decoded=len(pictures))
         return Materialized(tuple(pictures), receipt, self.family)
+
+    def begin(self, descriptor: ImageDescriptor) -> Future[Picture]:
+        """`load` of one image, for a thread that has other things to do than to wait for another's.
+
+        The image is read and decoded now, unless another thread is at it: then it comes from there.
+        """
+        check_kind(descriptor, self.family)
+        made = self._cache.begin(descriptor.identity, lambda: self._develop(descriptor), claim=descriptor.image)
+        checked: Future[Picture] = Future()
+        made.add_done_callback(lambda done: self._check(descriptor, done, checked))
+        return checked
 
     def recall(self, descriptor: ImageDescriptor) -> bool:
         """Compare every claim with what was seen of the image before, without its pixels; False if it was not seen.
@@ -113,24 +126,39 @@ class Materializer:
             self._compare(descriptor, seen)
         return seen is not None
 
+    def report_to(self, watch: Watch) -> None:
+        """Tell this one what happens from now on."""
+        self._watch = self._cache.watch = watch
+        if self.features is not None:
+            self.features.watch = watch
+
     def cache_counts(self) -> CacheCounts:
         return self._cache.counts()
 
-    def _load(self, descriptor: ImageDescriptor, developed: _Developed | None) -> _Developed:
-        check_kind(descriptor, self.family)
-        if developed is None:
-            developed = self._cache.get(descriptor.identity, lambda: self._develop(descriptor))
-        self._compare(descriptor, developed.seen)
-        return developed
+    def _check(self, descriptor: ImageDescriptor, made: Future[_Developed], checked: Future[Picture]) -> None:
+        try:
+            developed = made.result()
+            self._compare(descriptor, developed.verified)
+        # Whatever it is, an interrupt too, whoever waits must learn of it.
+        except BaseException as error:  # noqa: BLE001
+            checked.set_exception(error)
+        else:
+            checked.set_result(developed)
 
-    def _compare(self, descriptor: ImageDescriptor, seen: _Seen) -> None:
-        if seen.verified != descriptor.image:
+    def _compare(self, descriptor: ImageDescriptor, verified: ImageRef) -> None:
+        if verified != descriptor.image:
             # Same digest, but another location, type or length is claimed: the claim is the store's to judge.
             self.store.read(descriptor.image)
-        check_layout(descriptor, self.family, seen.width, seen.height)
+        check_layout(descriptor, self.family, verified.width, verified.height)
 
     def _develop(self, descriptor: ImageDescriptor) -> _Developed:
+        stored = None if self.features is None else self.features.find(descriptor.image.sha256)
+        if stored is not None:
+            return self._developed(descriptor, stored.image, stored.arrays)
+        began = time.perf_counter()
         data = self.store.read(descriptor.image)
+        read = time.perf_counter()
+        self._watch.read(len(data), read - began)
         with decoding(data, max_pixels=self.store.limits.max_pixels) as rgb:
             height, width, _ = rgb.shape
             made = self.family.pixels([rgb], "uint8")
@@ -138,14 +166,20 @@ class Materializer:
             arrays = {name: array.copy() if np.may_share_memory(array, rgb) else array for name, array in made.items()}
         for array in arrays.values():
             array.flags.writeable = False
-        picture = Picture(descriptor.identity, self.family.layout(width, height).features, arrays)
-        seen = _Seen(verified=_place(descriptor.image), width=width, height=height)
-        self._remember(descriptor.identity, seen)
-        return _Developed(seen, picture)
+        self._watch.decoded(time.perf_counter() - read)
+        verified = msgspec.structs.replace(_place(descriptor.image), width=width, height=height)
+        if self.features is not None:
+            self.features.keep(verified, arrays)
+        return self._developed(descriptor, verified, arrays)
 
-    def _remember(self, identity: tuple[str, str], seen: _Seen) -> None:
+    def _developed(self, descriptor: ImageDescriptor, verified: ImageRef, arrays: Arrays) -> _Developed:
+        self._remember(descriptor.identity, verified)
+        features = self.family.layout(verified.width, verified.height).features
+        return _Developed(descriptor.identity, features, arrays, verified)
+
+    def _remember(self, identity: tuple[str, str], verified: ImageRef) -> None:
         with self._seen_lock:
-            self._seen[identity] = seen
+            self._seen[identity] = verified
             if len(self._seen) > MAX_SEEN:
                 del self._seen[next(iter(self._seen))]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from filmroll.families.base import Arrays
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Picture:
     """One image as a model takes it: its identity, how many features it has, its own arrays.
 

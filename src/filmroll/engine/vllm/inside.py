@@ -48,7 +48,7 @@ ROUTER = "vllm.entrypoints.scale_out.token_in_token_out.api_router"
 TRANSFERS = "vllm.distributed.weight_transfer.factory"
 BACKEND = "filmroll"
 """What `--weight-transfer-config` calls weights that come through a folder."""
-PREFIX = "mmraw:"
+PREFIXES = ("mmraw:", "mmfile:")
 FAILED_CHUNK = 'data: {"error"'
 """What a stream says instead of tokens."""
 HANDLERS = "starlette.exception_handlers"
@@ -82,7 +82,16 @@ def serving_of(raw_request: Any) -> Any:
 def has_references(request: Any) -> bool:
     """Whether any of a request's images is a reference; the others are vLLM's own business."""
     data = request.features.kwargs_data if request.features is not None else None
-    return any(text is not None and text.startswith(PREFIX) for texts in (data or {}).values() for text in texts)
+    return any(text is not None and text.startswith(PREFIXES) for texts in (data or {}).values() for text in texts)
+
+
+def has_digests(request: Any) -> bool:
+    """Whether any of a request's images has a hash and nothing more; what vLLM's own connectors bring is theirs."""
+    features = request.features
+    if features is None or features.mm_metadata is not None or request.ec_transfer_params:
+        return False
+    data = features.kwargs_data or {}
+    return any(None in data.get(name, [None]) for name, hashes in features.mm_hashes.items() if hashes)
 
 
 def other_images(request: Any) -> str | None:

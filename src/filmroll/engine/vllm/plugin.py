@@ -60,7 +60,7 @@ def install(module: ModuleType) -> None:
     @wraps(serve)
     async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
         references = getattr(self, INSTALLED)
-        if inside.has_references(request):
+        if references.takes(request):
             return await references.serve(request, raw_request)
         references.admit(request, raw_request)
         return await serve(self, request, raw_request)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from filmroll.engine.http import error_answer
-from filmroll.engine.resolve import Claims, read_claims
+from filmroll.engine.resolve import Claims
+from filmroll.engine.resolver import Resolver, Visit
+from filmroll.engine.statistics import shared_statistics
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.identity import identity
 from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
@@ -22,6 +24,7 @@ from filmroll.errors import ConfigError, FilmrollError, RequestError
 from filmroll.families import Family, load_family
 from filmroll.families.base import Arrays
 from filmroll.families.recipe import Backend
+from filmroll.image import ImageRef
 from filmroll.materialize.feed import SUPPRESSED
 from filmroll.materialize.materializer import Materializer
 from filmroll.pixels.late import normalize
@@ -39,15 +42,11 @@ UNCHANGED: npt.NDArray[np.uint8] = np.tile(np.arange(LEVELS, dtype=np.uint8), (C
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request's images as far as that needs no image: whose recipe, which claims, under which identities."""
+    """A request's images as far as that needs no image: which claims, under which identities."""
 
-    materializer: Materializer
+    family: Family
     claims: Claims
     identities: tuple[str, ...]
-
-    @property
-    def family(self) -> Family:
-        return self.materializer.family
 
     @property
     def modality(self) -> str:
@@ -67,33 +66,55 @@ class References:
         self.server = server
         settings = read_settings(server.settings)
         store = settings.open_store()
-        self._materializers = {} if store is None else _materializers(server.model, store, settings)
-        for materializer in self._materializers.values():
-            self._check_model(materializer.family)
-        self.only_references = settings.only_references
-        self._pool = ThreadPoolExecutor(settings.readers, thread_name_prefix="filmroll-reader")
-
-    @property
-    def families(self) -> list[Family]:
+        materializers = {} if store is None else _materializers(server.model, store, settings)
+        self.families = [materializer.family for materializer in materializers.values()]
         """The model's family, once for each recipe that is read; empty without a store."""
-        return [materializer.family for materializer in self._materializers.values()]
+        for family in self.families:
+            self._check_model(family)
+        self.only_references = settings.only_references
+        self._statistics = shared_statistics()
+        self._resolver = (
+            Resolver(materializers, self._statistics, settings.bounds, self._weigh) if materializers else None
+        )
+
+    def takes(self, request: Any) -> bool:
+        """Whether any of a request's images is a reference, or a digest that stands for one."""
+        return inside.has_references(request) or (self._resolver is not None and inside.has_digests(request))
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
         inside.answer_errors(raw_request, _answered)
-        with _foreseen():
-            prompt = await self._in_pool(self._read, request)
-            inside.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
-        sent = await self._sent(prompt, resend=False)
+        self._statistics.add(requests=1)
         try:
-            answer = await self._answer(request, raw_request, prompt, sent)
-        except Exception as error:
-            if not (inside.failed_inside(error) and None in sent):
-                raise
-            # vLLM's cache and its engine's have drifted apart: once more, with everything.
-            answer = await self._answer(request, raw_request, prompt, await self._sent(prompt, resend=True))
+            return await self._served(request, raw_request)
+        except FilmrollError as error:
+            self._statistics.reject(error.code)
+            raise
+
+    async def _served(self, request: Any, raw_request: Any) -> Any:
+        if self._resolver is None:
+            raise RequestError(
+                "this server was started without a store, it reads no references",
+                remedy=f"Start it with {EXAMPLE}",
+                field="features.kwargs_data",
+            )
+        async with self._resolver.visit() as visit:
+            with _foreseen():
+                prompt = await self._prompt(visit, request)
+                inside.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
+            sent = await self._sent(visit, prompt, resend=False)
+            try:
+                answer = await self._answer(request, raw_request, prompt, sent)
+            except Exception as error:
+                if not (inside.failed_inside(error) and None in sent):
+                    raise
+                # vLLM's cache and its engine's have drifted apart: once more, with everything.
+                sent = await self._sent(visit, prompt, resend=True)
+                answer = await self._answer(request, raw_request, prompt, sent)
         images = len(prompt.identities)
-        return inside.with_receipt(answer, Receipt(images, images, images, images))
+        receipt = Receipt(images, images, images, images)
+        self._statistics.add_receipt(receipt)
+        return inside.with_receipt(answer, receipt)
 
     def admit(self, request: Any, raw_request: Any) -> None:
         """Refuse a request whose images are no references, if this server takes nothing else."""
@@ -132,25 +153,16 @@ class References:
                 # Whether the engine has got the images is not known.
                 await asyncio.shield(self.server.forget(prompt.identities))
 
-    def _read(self, request: Any) -> Prompt:
-        wanted = inside.wire_request(request)
-        if not self._materializers:
-            raise RequestError(
-                "this server was started without a store, it reads no references",
-                remedy=f"Start it with {EXAMPLE}",
-                field="features.kwargs_data",
-            )
+    async def _prompt(self, visit: Visit, request: Any) -> Prompt:
+        wanted = await visit.run(lambda: inside.wire_request(request))
         if len(wanted.token_ids) >= self.server.max_model_len:
             raise RequestError(
                 f"the prompt has {len(wanted.token_ids)} tokens: of {self.server.max_model_len} that the model takes, "
                 "none is left to be sampled",
                 field="token_ids",
             )
-        any_one = next(iter(self._materializers.values()))
-        claims = read_claims(wanted, any_one.family, any_one)
-        # A recipe that none of them has is refused by whichever.
-        materializer = self._materializers.get(claims.descriptors[0].recipe, any_one)
-        prompt = Prompt(materializer, claims, tuple(map(identity, claims.descriptors)))
+        claims = await visit.claims(wanted)
+        prompt = Prompt(self.families[0], claims, tuple(map(identity, claims.descriptors)))
         allowed = self.server.images_allowed(prompt.modality)
         if len(prompt.identities) > allowed:
             raise RequestError(
@@ -158,47 +170,36 @@ class References:
             )
         return prompt
 
-    async def _sent(self, prompt: Prompt, *, resend: bool) -> list[inside.Item | None]:
+    async def _sent(self, visit: Visit, prompt: Prompt, *, resend: bool) -> list[inside.Item | None]:
         """What goes to the engine for each image, in prompt order."""
         with _foreseen():
             sent = None
             if not resend:
-                sent = await self.server.enter(prompt.identities, await self._items(prompt, everything=False))
+                sent = await self.server.enter(prompt.identities, await self._items(visit, prompt, everything=False))
             if sent is None:
                 # vLLM has dropped one in the meantime, or is not believed.
-                items = await self._items(prompt, everything=True)
+                items = await self._items(visit, prompt, everything=True)
                 sent = await self.server.enter(prompt.identities, items, resend=resend)
             if sent is None:
                 raise FilmrollError("vLLM's cache has no room for the images of this prompt together")
         return sent
 
-    async def _items(self, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
+    async def _items(self, visit: Visit, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
         """The distinct images that vLLM needs, by identity; the claims about all of them are checked."""
-        places: dict[str, list[int]] = {}
-        for place, name in enumerate(prompt.identities):
-            places.setdefault(name, []).append(place)
-        work = [
-            self._in_pool(self._item, prompt, there, not everything and self.server.keeps(name))
-            for name, there in places.items()
-        ]
-        done = await asyncio.gather(*work, return_exceptions=True)
-        for item in done:
-            if isinstance(item, BaseException):
-                raise item
-        return {name: item for name, item in zip(places, done, strict=True) if item is not None}
+        pictures = await visit.pictures(
+            prompt.claims, kept=lambda descriptor: not everything and self.server.keeps(identity(descriptor))
+        )
+        named = zip(prompt.identities, pictures, strict=True)
+        needed = {name: picture.arrays for name, picture in named if picture is not None}
+        works = [partial(self._item, arrays, prompt) for arrays in needed.values()]
+        return dict(zip(needed, await visit.each(works, prompt.claims.field), strict=True))
 
-    def _item(self, prompt: Prompt, places: Sequence[int], kept: bool) -> inside.Item | None:
-        """The image at these places; None if vLLM keeps it and every claim agrees with what was seen of it."""
-        arrays: Arrays | None = None
-        for place in places:
-            descriptor = prompt.claims.descriptors[place]
-            try:
-                if not (prompt.materializer.recall(descriptor) and kept):
-                    (picture,) = prompt.materializer.load([descriptor]).pictures
-                    arrays = picture.arrays
-            except FilmrollError as error:
-                raise error.at(field=error.field or prompt.claims.field, index=place) from error
-        return None if arrays is None else self.server.item(self._values(arrays, prompt.family), prompt.modality)
+    def _item(self, levels: Arrays, prompt: Prompt) -> inside.Item:
+        return self.server.item(self._values(levels, prompt.family), prompt.modality)
+
+    def _weigh(self, family: Family, image: ImageRef) -> int:
+        """What vLLM's own arguments take, which are there until it has answered."""
+        return family.pixel_bytes(image) // (4 if self.server.normalizes else 1)
 
     def _values(self, levels: Arrays, family: Family) -> Arrays:
         if not self.server.normalizes:
@@ -207,9 +208,6 @@ class References:
             name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
             for name, array in levels.items()
         }
-
-    async def _in_pool(self, work: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
 def _modality(family: Family) -> str:
@@ -225,7 +223,9 @@ def _materializers(model: str, store: Store, settings: Settings) -> dict[str, Ma
         except ConfigError:
             # This family knows only one backend.
             continue
-        found.setdefault(family.recipe, Materializer(store, family, cache_bytes=settings.cache_bytes))
+        if family.recipe not in found:
+            features = settings.open_features(family)
+            found[family.recipe] = Materializer(store, family, cache_bytes=settings.cache_bytes, features=features)
     return found
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from filmroll.engine.resolver import Bounds
 from filmroll.errors import ConfigError
+from filmroll.families import Family
+from filmroll.materialize.features import TTL_S, Features
 from filmroll.materialize.materializer import CACHE_BYTES
 from filmroll.store import Limits, Store, open_store
 from filmroll.store.cache import CACHE_BYTES as STORE_CACHE_BYTES
@@ -17,6 +21,7 @@ Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 _LIMITS = Limits()
+_BOUNDS = Bounds()
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,8 +34,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store_cache_bytes: Bytes = STORE_CACHE_BYTES
     cache_bytes: Bytes = CACHE_BYTES
     """Decoded images kept beside vLLM's own cache."""
-    readers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    features: str | None = None
+    """A folder for processed images, so that another process need not decode them again."""
+    features_ttl_s: Annotated[float, msgspec.Meta(gt=0)] = TTL_S
+    """How long a file in there is kept that nobody reads."""
+    readers: Annotated[int, msgspec.Meta(ge=1, le=256)] = _BOUNDS.readers
     """Threads that turn references into pixels."""
+    in_flight: Count = _BOUNDS.in_flight
+    """Requests whose images are read at the same time; others wait in order."""
+    under_way: Count = _BOUNDS.under_way
+    """Requests with references that may be there at all; more get a 503."""
+    pixel_bytes: Count = _BOUNDS.pixel_bytes
+    """Pixels of the requests under way; more wait."""
     weights: str | None = None
     """A folder in which a trainer writes versions of the weights; without it they are never updated."""
     only_references: bool = False
@@ -38,6 +53,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Count = _LIMITS.max_bytes
     max_pixels: Count = _LIMITS.max_pixels
     max_side: Count = _LIMITS.max_side
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.readers, self.in_flight, self.under_way, self.pixel_bytes)
+
+    def open_features(self, family: Family) -> Features | None:
+        return None if self.features is None else Features(Path(self.features), family, ttl_s=self.features_ttl_s)
 
     def open_store(self) -> Store | None:
         if self.store is None:
