@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from filmroll.cli_rollouts import rollouts_app
 from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
+
+if TYPE_CHECKING:
+    from filmroll.run.directory import RunDirectory
 
 app = typer.Typer(
     name="filmroll",
@@ -83,31 +86,37 @@ def tiny_model(
 
 
 @app.command(hidden=True)
-def engine(run: RunFolder, name: str = "engine") -> None:
+def engine(run: RunFolder, name: str = "engine", seed: int = 0) -> None:
     """The engine of a run."""
-    _play("engine", run, name)
+    from filmroll.run.roles import run_engine
+
+    run_engine(_opened(run), name, seed)
 
 
 @app.command(hidden=True)
 def trainer(run: RunFolder, name: str = "trainer") -> None:
     """The trainer of a run."""
-    _play("trainer", run, name)
+    from filmroll.run.roles import run_trainer
+
+    run_trainer(_opened(run), name)
 
 
 @app.command(hidden=True)
 def worker(run: RunFolder, name: str = "worker") -> None:
     """The worker of a run, which plays episodes."""
-    _play("worker", run, name)
+    from filmroll.run.roles import run_worker
+
+    run_worker(_opened(run), name)
 
 
-def _play(role: str, run: Path, name: str) -> None:
+def _opened(run: Path) -> RunDirectory:
+    """The run's folder, for one of its processes: from now on it logs."""
     import logging
 
     from filmroll.run.directory import RunDirectory
-    from filmroll.run.roles import ROLES
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    ROLES[role](RunDirectory.open(run), name)
+    return RunDirectory.open(run)
 
 
 def main() -> None:

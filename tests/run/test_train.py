@@ -186,7 +186,7 @@ def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
 def test_a_process_that_dies_stops_the_run_with_its_name(tmp_path, victim):
     directory = tmp_path / "run"
     run = subprocess.Popen(
-        command("train", str(EXAMPLE), *flags(directory, 2, 200)),
+        command("train", str(EXAMPLE), *flags(directory, 2, 200, "--engine.restarts", "0")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

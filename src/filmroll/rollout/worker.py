@@ -6,13 +6,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from filmroll.errors import ConfigError, RenderError
 from filmroll.render import Rendered, Renderer, RendererPool
-from filmroll.rollout.client import EngineClient
+from filmroll.rollout.client import Completion
 from filmroll.rollout.conversation import Conversation
 from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
 from filmroll.rollout.trajectory import Trajectory
@@ -54,6 +54,12 @@ class _Answer:
     receipt: Receipt = field(default_factory=Receipt)
 
 
+class Sampler(Protocol):
+    """Whoever completes a prompt: an EngineClient, or what stands before several."""
+
+    async def generate(self, prompt: Rendered, sampling: SamplingParams, *, request_id: str) -> Completion: ...
+
+
 Answerer = Callable[[Rendered, Episode, int], Awaitable[list[_Answer]]]
 """All answers to one prompt: as many as the episode wants tries, in the turn of that number."""
 
@@ -61,7 +67,7 @@ Answerer = Callable[[Rendered, Episode, int], Awaitable[list[_Answer]]]
 class Worker:
     """Runs any number of rollouts at once on one event loop; images and rendering go to threads."""
 
-    def __init__(self, environment: Environment, renderer: Renderer, client: EngineClient) -> None:
+    def __init__(self, environment: Environment, renderer: Renderer, client: Sampler) -> None:
         self.environment = environment
         self.renderer = renderer
         self.client = client

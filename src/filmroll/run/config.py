@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
+from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
 from filmroll.train.step import TrainerConfig
@@ -140,23 +141,6 @@ class SamplingConfig(Section):
     """Longest completion of a turn."""
 
 
-class EngineConfig(Section):
-    """The `[engine]` section."""
-
-    kind: Literal["embedded"] = "embedded"
-    """Which engine samples."""
-    max_batch: int = Field(default=64, ge=1)
-    """Requests that go through the model together."""
-    max_model_len: int = Field(default=4096, ge=16)
-    """Longest prompt and completion together, in expanded tokens."""
-    cache_mb: int = Field(default=256, ge=0)
-    """Memory for decoded images, in MiB."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of the engine."""
-    device: str = "cpu"
-    """Where the engine's model runs, as torch names it."""
-
-
 class Config(BaseSettings):
     """A training run."""
 
@@ -182,7 +166,7 @@ class Config(BaseSettings):
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()
     sampling: SamplingConfig = SamplingConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = EmbeddedEngineConfig()
     trainer: TrainerConfig = TrainerConfig()
 
     @field_validator("model")

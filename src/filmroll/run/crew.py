@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 import psutil
 
 from filmroll.errors import RunError
-from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.launch import Process
-from filmroll.run.roles import Connect, Nothing, codec
+from filmroll.run.engines import Engines
+from filmroll.run.launch import Process, role_command
+from filmroll.run.roles import Nothing, codec
+from filmroll.run.switchboard import Connect
 from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
 from filmroll.wire.transport import Sender, open_sender
@@ -25,22 +26,23 @@ T = TypeVar("T")
 
 
 class Crew:
-    """An engine, a trainer and a worker, all alive."""
+    """Engines, a trainer and a worker, all alive."""
 
-    def __init__(self, config: Config, engine: Process, trainer: Process, worker: Process) -> None:
+    def __init__(self, config: Config, engines: Engines, trainer: Process, worker: Process) -> None:
         self._config = config
-        self._engine, self._trainer, self._worker = engine, trainer, worker
-        self._client: EngineClient
+        self._engines, self._trainer, self._worker = engines, trainer, worker
         self._to_trainer: Caller
         self._to_worker: Caller
         self._samples: Sender[TrainStep] | None = None
 
     async def connect(self) -> None:
-        """Wait until all three can be spoken to, and introduce them."""
-        urls = await asyncio.gather(*(process.endpoint() for process in (self._engine, self._trainer, self._worker)))
-        self._client = EngineClient(urls[0])
-        self._to_trainer, self._to_worker = Caller(urls[1]), Caller(urls[2])
-        await self._ask_worker("connect", Connect(urls[0]), Nothing)
+        """Wait until all of them can be spoken to, and introduce them."""
+        places = await asyncio.gather(self._trainer.endpoint(), self._worker.endpoint())
+        self._to_trainer, self._to_worker = map(Caller, places)
+        await self._engines.open(self._introduce)
+
+    async def _introduce(self, engines: Connect) -> None:
+        await self._worker.watch(self._to_worker.call("connect", engines, Nothing))
 
     async def rollout(self, task: RolloutTask) -> Played:
         return await self._ask_worker("rollout", task, Played)
@@ -73,24 +75,29 @@ class Crew:
         return restored.progress
 
     async def publish(self, version: int) -> None:
-        """The trainer's weights reach the engine, under this version."""
+        """The trainer's weights reach the engines, under this version."""
         await self._ask_trainer("publish", Publish(version), Ask)
-        await self._engine.watch(self._client.update_weights(version))
+        await self._engines.watch(self._engines.update(version))
+
+    @property
+    def engine_restarts(self) -> int:
+        """How many engines have been started again."""
+        return self._engines.restarts
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process."""
-        parts = {process.name: process.memory() for process in (self._engine, self._trainer, self._worker)}
-        return {"orchestrator": int(psutil.Process(os.getpid()).memory_info().rss), **parts}
+        own = int(psutil.Process(os.getpid()).memory_info().rss)
+        others = {process.name: process.memory() for process in (self._trainer, self._worker)}
+        return {"orchestrator": own, **self._engines.memory(), **others}
 
     async def close(self) -> None:
         for caller in (self._to_trainer, self._to_worker):
             caller.close()
         if self._samples is not None:
             await self._samples.close()
-        await self._client.close()
 
     async def _ask_worker(self, name: str, message: Any, answer: type[T]) -> T:
-        return await self._engine.watch(self._worker.watch(self._to_worker.call(name, message, answer)))
+        return await self._engines.watch(self._worker.watch(self._to_worker.call(name, message, answer)))
 
     async def _ask_trainer(self, name: str, message: Any, answer: type[T]) -> T:
         return await self._trainer.watch(self._to_trainer.call(name, message, answer))
@@ -100,12 +107,16 @@ class Crew:
 async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
     """The run's processes, started together and ended together."""
     async with AsyncExitStack() as stack:
+        config = run.config()
+        engines = Engines(run, config)
+        stack.push_async_callback(engines.stop)
+        await engines.start()
         processes = []
-        for role in ("engine", "trainer", "worker"):
-            process = await Process.start(role, role, run)
+        for role in ("trainer", "worker"):
+            process = await Process.start(role, role_command(role, run, role), run)
             stack.push_async_callback(process.stop)
             processes.append(process)
-        hands = Crew(run.config(), *processes)
+        hands = Crew(config, engines, *processes)
         await hands.connect()
         stack.push_async_callback(hands.close)
         yield hands

@@ -8,17 +8,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Self
 
 import msgspec
-import psutil
 
 from filmroll.errors import RunError
+from filmroll.run.child import Child
 from filmroll.run.directory import RunDirectory
 
-T = TypeVar("T")
 _POLL = 0.05
 _PATIENCE = 300.0
 _LAST_WORDS = 5.0
@@ -31,82 +30,59 @@ class Announcement(msgspec.Struct, frozen=True):
     endpoint: str
 
 
-class Process:
-    """One process of the run. Losing it is an error of whatever waits on it."""
+class Process(Child):
+    """One process of the run; what it prints is in a log of its own."""
 
-    def __init__(self, name: str, run: RunDirectory, child: asyncio.subprocess.Process) -> None:
-        self.name = name
+    def __init__(self, name: str, run: RunDirectory, process: asyncio.subprocess.Process) -> None:
         self.run = run
-        self._child = child
-        self._log = run.logs / f"{name}.log"
-        self.exited = asyncio.create_task(child.wait())
+        self.log = _log(run, name)
+        self.remedy = f"`filmroll train --resume {run.path}` goes on from the last checkpoint"
+        super().__init__(name, process, self._last_line)
 
     @classmethod
-    async def start(cls, name: str, role: str, run: RunDirectory) -> Process:
+    async def start(
+        cls, name: str, command: Sequence[str], run: RunDirectory, environment: Mapping[str, str] | None = None
+    ) -> Self:
+        """Start a command; its standard input ends when this process does."""
         _announcement(run, name).unlink(missing_ok=True)
-        with (run.logs / f"{name}.log").open("ab") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "filmroll", role, str(run.path), "--name", name,
-                stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+        with _log(run, name).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+                env=None if environment is None else {**os.environ, **environment},
             )  # fmt: skip
-        return cls(name, run, child)
+        return cls(name, run, process)
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""
         file, latest = _announcement(self.run, self.name), time.monotonic() + _PATIENCE
         while not file.exists():
             if time.monotonic() > latest:
-                raise RunError(f"process {self.name} is not ready after {_PATIENCE:.0f} s", private=self._last_words())
+                raise RunError(f"process {self.name} is not ready after {_PATIENCE:.0f} s", private=self.last_words())
             await self.watch(asyncio.sleep(_POLL))
         return msgspec.json.decode(file.read_bytes(), type=Announcement).endpoint
 
-    async def watch(self, work: Awaitable[T]) -> T:
-        """The result of `work`, or a RunError as soon as the process is gone."""
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({task, self.exited}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-        finally:
-            task.cancel()
-        raise RunError(
-            f"process {self.name} ended with status {self.exited.result()}",
-            remedy=f"`filmroll train --resume {self.run.path}` goes on from the last checkpoint",
-            private=f"{self._last_words()}; log: {self._log}",
-        )
+    def last_words(self) -> str:
+        return f"{super().last_words()}; log: {self.log}"
 
-    def _last_words(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"it last said: {lines[-1].strip()[:500]}" if lines else "it said nothing"
-
-    def memory(self) -> int:
-        """Resident bytes, 0 once it is gone."""
-        try:
-            return int(psutil.Process(self._child.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
-
-    async def stop(self, patience: float = 10.0) -> None:
-        """Close its input, which tells it to end; kill it if it does not."""
-        if self._child.stdin is not None:
-            self._child.stdin.close()
-        try:
-            async with asyncio.timeout(patience):
-                await asyncio.shield(self.exited)
-        except TimeoutError:
-            self._child.kill()
-            await self.exited
+    def _last_line(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else ""
 
 
-def announce(run: RunDirectory, name: str, endpoint: str) -> None:
-    """Say where this process listens, to this user alone: an endpoint may hold a key.
+def role_command(role: str, run: RunDirectory, name: str) -> list[str]:
+    """What starts a process of this role."""
+    return [sys.executable, "-m", "filmroll", role, str(run.path), "--name", name]
+
+
+def announce(run: RunDirectory, name: str, endpoint: str, pid: int | None = None) -> None:
+    """Say where this process listens, or that of `pid`, to this user alone: an endpoint may hold a key.
 
     It is written under another name first, so that nobody reads half of it.
     """
     file = _announcement(run, name)
     draft = file.with_suffix(".partial")
     draft.touch(mode=0o600)
-    draft.write_bytes(msgspec.json.encode(Announcement(os.getpid(), endpoint)))
+    draft.write_bytes(msgspec.json.encode(Announcement(pid or os.getpid(), endpoint)))
     draft.rename(file)
 
 
@@ -114,7 +90,8 @@ def end_with_starter() -> None:
     """End this process when whoever started it closes our input, or dies: a killed run leaves none behind."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1024):
+        # Not through sys.stdin: a reader that waits there makes an interpreter that ends abort instead.
+        while os.read(0, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_LAST_WORDS)
@@ -125,3 +102,7 @@ def end_with_starter() -> None:
 
 def _announcement(run: RunDirectory, name: str) -> Path:
     return run.processes / f"{name}.json"
+
+
+def _log(run: RunDirectory, name: str) -> Path:
+    return run.logs / f"{name}.log"

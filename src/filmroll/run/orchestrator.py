@@ -99,6 +99,7 @@ class Orchestrator:
         self._run = run
         self._hands = hands
         self._observe = observe
+        self._restarts = 0
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
@@ -165,6 +166,7 @@ class Orchestrator:
         row |= {
             "sample_bytes": self._hands.samples.sent_bytes - sent,
             "images_per_second": row["images"] / (done - started),
+            "engine_restarts": self._hands.engine_restarts - self._restarts,
             "memory": self._hands.memory(),
             "seconds": {
                 "rollout": gathered.seconds,
@@ -173,6 +175,7 @@ class Orchestrator:
                 "total": done - started,
             },
         }
+        self._restarts += row["engine_restarts"]
         self._note(row)
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]

@@ -8,16 +8,17 @@ from pathlib import Path
 import msgspec
 
 from filmroll.environments import make_environment
-from filmroll.errors import PeerError
+from filmroll.errors import RunError
 from filmroll.families import Family, load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.carried import Carried
 from filmroll.render import load_renderer
-from filmroll.rollout.client import EngineClient
 from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
+from filmroll.run.engine_config import EmbeddedEngineConfig
 from filmroll.run.launch import announce, end_with_starter
+from filmroll.run.switchboard import Connect, Switchboard
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver
@@ -29,17 +30,13 @@ class Nothing(msgspec.Struct, frozen=True):
     """A message or an answer that says nothing but that it came."""
 
 
-class Connect(msgspec.Struct, frozen=True):
-    """Which engine a worker is to use."""
-
-    engine: str
-
-
-def run_engine(run: RunDirectory, name: str) -> None:
+def run_engine(run: RunDirectory, name: str, seed: int) -> None:
     """Serve the run's model until the starter is gone."""
     from filmroll.engine.server import serve
 
     config = run.config()
+    if not isinstance(config.engine, EmbeddedEngineConfig):
+        raise RunError(f"this run's engines are of the kind {config.engine.kind}")
     end_with_starter()
     serve(
         model_dir(run, config),
@@ -52,7 +49,7 @@ def run_engine(run: RunDirectory, name: str) -> None:
         max_model_len=config.engine.max_model_len,
         cache_bytes=config.engine.cache_mb * MiB,
         device=config.engine.device,
-        seed=config.seed,
+        seed=seed,
     )
 
 
@@ -67,23 +64,18 @@ async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
     longest = max(1, config.engine.max_model_len - config.sampling.max_tokens)
     renderer = load_renderer(model_dir(run, config), run.open_store(config), max_tokens=longest)
     environment = make_environment(config.environment)
-    worker: Worker | None = None
+    switchboard = Switchboard(model_name(config))
+    worker = Worker(environment, renderer, switchboard)
 
     async def connect(message: Connect) -> Nothing:
-        nonlocal worker
-        worker = Worker(environment, renderer, EngineClient(message.engine, model_name(config)))
+        await switchboard.connect(message)
         return Nothing()
-
-    def connected() -> Worker:
-        if worker is None:
-            raise PeerError("the worker was asked for a rollout before it was told of an engine")
-        return worker
 
     listener = Listener(
         {
             "connect": (Connect, connect),
-            "rollout": (RolloutTask, lambda task: connected().rollout(task)),
-            "demonstrate": (RolloutTask, lambda task: connected().demonstrate(task)),
+            "rollout": (RolloutTask, worker.rollout),
+            "demonstrate": (RolloutTask, worker.demonstrate),
         }
     )
     announce(run, name, listener.endpoint)
@@ -113,9 +105,6 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
     listener = Listener(service.handlers())
     announce(run, name, listener.endpoint)
     await listener.serve()
-
-
-ROLES = {"engine": run_engine, "worker": run_worker, "trainer": run_trainer}
 
 
 def materializer(run: RunDirectory, config: Config, family: Family) -> Materializer:

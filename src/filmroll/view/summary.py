@@ -29,6 +29,7 @@ class Headline:
     warmup_steps: int
     rl_steps: int
     seconds: float
+    engine_restarts: float
     status: str
     status_detail: str
 
@@ -83,6 +84,7 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         warmup_steps=len(run.warmup),
         rl_steps=len(run.rl),
         seconds=max(times) - min(times) if times else math.nan,
+        engine_restarts=total(run.rl, "engine_restarts"),
         status=status,
         status_detail=detail,
     )

@@ -1,0 +1,97 @@
+"""A process that was started here: watched, quoted when it dies, and ended with all that it has started itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psutil
+
+from filmroll.errors import RunError
+
+T = TypeVar("T")
+WORDS = 500
+"""Characters of a last line that are quoted."""
+
+
+class Child:
+    """A child process, which leads a group of its own. Losing it is an error of whatever waits on it.
+
+    `last_line` tells the last line that it has printed, or nothing.
+    """
+
+    remedy = ""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, last_line: Callable[[], str]) -> None:
+        self.name = name
+        self.pid = process.pid
+        self.exited = asyncio.create_task(self._exit())
+        self._process = process
+        self._last_line = last_line
+
+    async def _exit(self) -> int:
+        """Its status, once it has ended; what it had started and left behind ends with it."""
+        status = await self._process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return status
+
+    async def watch(self, work: Awaitable[T]) -> T:
+        """The result of `work`, or a RunError as soon as the process is gone."""
+        task = await race(work, self.exited)
+        if not task.done():
+            raise self.lost()
+        return task.result()
+
+    def lost(self, circumstance: str = "") -> RunError:
+        """What to raise once it has ended: its status and its last words."""
+        problem = f"process {self.name} ended with status {self.exited.result()}{circumstance}"
+        return RunError(problem, remedy=self.remedy, private=self.last_words())
+
+    def last_words(self) -> str:
+        line = self._last_line().strip()
+        return f"it last said: {line[:WORDS]}" if line else "it said nothing"
+
+    def memory(self) -> int:
+        """Resident bytes of it and of the processes that it has started, 0 once it is gone."""
+        try:
+            family = psutil.Process(self.pid)
+            return sum(_resident(one) for one in (family, *family.children(recursive=True)))
+        except psutil.Error:
+            return 0
+
+    async def stop(self, patience: float = 10.0) -> None:
+        """Ask it to end; kill it if it does not."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(patience):
+                await asyncio.shield(self.exited)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            await self.exited
+
+
+async def race(work: Awaitable[T], *ends: asyncio.Future[Any]) -> asyncio.Future[T]:
+    """`work`, which is done, unless one of `ends` was first: then it is cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+    return task
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0

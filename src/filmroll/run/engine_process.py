@@ -1,0 +1,84 @@
+"""An engine of a run as a process, of either kind: how it is started, and how it is known that it can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from typing import Self
+
+from filmroll.engine.vllm.launch import VllmServer, find_vllm
+from filmroll.engine.vllm.settings import Settings
+from filmroll.errors import RunError
+from filmroll.run import leash
+from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.engine_config import VllmEngineConfig
+from filmroll.run.health import LOOPBACK, free_port, until_healthy
+from filmroll.run.launch import Process, announce, role_command
+from filmroll.run.roles import MiB, model_dir, model_name
+
+VLLM_PATIENCE = 1800.0
+"""Seconds: a large model is read, and compiled for."""
+
+
+async def start_engine(name: str, run: RunDirectory, config: Config, seed: int) -> Process:
+    """Start an engine. What it samples follows from the seed, so no two of a run should have the same."""
+    if isinstance(config.engine, VllmEngineConfig):
+        return await VllmProcess.begin(name, run, vllm_server(run, config, config.engine, seed))
+    return await Process.start(name, [*role_command("engine", run, name), "--seed", str(seed)], run)
+
+
+def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, seed: int) -> VllmServer:
+    """vLLM's server as the run's configuration asks for it, at a port that is free now."""
+    chosen = config.multimodal
+    told = Settings(
+        store=run.store_url(config),
+        store_cache=chosen.cache or None,
+        store_cache_bytes=chosen.cache_mb * MiB,
+        cache_bytes=engine.cache_mb * MiB,
+        weights=str(run.weights),
+        only_references=True,
+        max_bytes=chosen.max_bytes,
+        max_pixels=chosen.max_pixels,
+        max_side=chosen.max_side,
+    )
+    return VllmServer(
+        executable=find_vllm(engine.command),
+        model=str(model_dir(run, config)),
+        name=model_name(config),
+        host=LOOPBACK,
+        port=free_port(),
+        told=told,
+        seed=seed,
+        flags=("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_batch), *engine.flags),
+    )
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The same command, which is told to end when this process dies."""
+    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
+
+
+class VllmProcess(Process):
+    """vLLM's server. It announces nothing, so it is asked whether it can be spoken to."""
+
+    url: str
+
+    @classmethod
+    async def begin(cls, name: str, run: RunDirectory, server: VllmServer) -> Self:
+        process = await cls.start(name, leashed(server.command()), run, server.environment())
+        process.url = server.url
+        return process
+
+    async def endpoint(self) -> str:
+        try:
+            async with asyncio.timeout(VLLM_PATIENCE):
+                await self.watch(until_healthy(self.url))
+        except TimeoutError:
+            raise RunError(
+                f"process {self.name} is not ready after {VLLM_PATIENCE:.0f} s", private=self.last_words()
+            ) from None
+        announce(self.run, self.name, self.url, self.pid)
+        return self.url

@@ -1,0 +1,83 @@
+"""The engines as a worker asks them: those that are there now, and for a request whose engine was lost, the next."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import msgspec
+
+from filmroll.errors import EngineUnavailableError
+from filmroll.render import Rendered
+from filmroll.rollout.client import Completion, EngineClient
+from filmroll.wire.generate import SamplingParams
+
+NOTICE_S = 20.0
+"""How long it may take until it is known that an engine which does not answer is gone."""
+
+
+class Connect(msgspec.Struct, frozen=True):
+    """Which engines a worker is to use, and how many are missing: those are being started."""
+
+    engines: list[str]
+    missing: int = 0
+
+
+class _Line:
+    """A client, and how many requests use it."""
+
+    def __init__(self, connect: Connect, model: str) -> None:
+        self.client = EngineClient(connect.engines[0], model)
+        self.calls = 0
+        self.closing = False
+
+    async def hang_up(self) -> None:
+        """Close it once its last request has ended."""
+        self.closing = True
+        if not self.calls:
+            await self.client.close()
+
+
+class Switchboard:
+    """Asks engines that come and go. A request is retried only after it has got no answer, so none counts twice."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._line: _Line | None = None
+        self._missing = 0
+        self._changed = asyncio.Event()
+
+    async def connect(self, now: Connect) -> None:
+        """From now on these engines are asked; requests that are under way go on where they are."""
+        before, self._line = self._line, _Line(now, self._model) if now.engines else None
+        self._missing = now.missing
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if before is not None:
+            await before.hang_up()
+
+    async def generate(self, prompt: Rendered, sampling: SamplingParams, *, request_id: str) -> Completion:
+        """One completion; as long as engines are being started, it is waited for."""
+        while True:
+            line, changed = self._line, self._changed
+            if line is None:
+                await changed.wait()
+                continue
+            try:
+                return await self._ask(line, prompt, sampling, request_id)
+            except EngineUnavailableError:
+                if not self._missing and not changed.is_set():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), NOTICE_S)
+                if not self._missing and not changed.is_set():
+                    raise
+                await changed.wait()
+
+    async def _ask(self, line: _Line, prompt: Rendered, sampling: SamplingParams, request_id: str) -> Completion:
+        line.calls += 1
+        try:
+            return await line.client.generate(prompt, sampling, request_id=request_id)
+        finally:
+            line.calls -= 1
+            if line.closing and not line.calls:
+                await line.client.close()
