@@ -15,6 +15,7 @@ from filmroll.engine.weights import FILE, write_weights
 from filmroll.errors import WeightsError
 from filmroll.materialize.feed import load_model
 from filmroll.wire.generate import GenerateAnswer
+from tests.engine.conftest import Oracle
 
 
 @pytest.fixture
@@ -91,8 +92,9 @@ def test_wrong_weights_are_refused_and_the_old_ones_serve_on(desk: Any, ask: Any
     write_weights({key: value for key, value in good.items() if key != name}, weights_dir, 3)
     write_weights(good | {"extra": torch.ones(1)}, weights_dir, 4)
     for version, problem in ((1, "hash"), (2, "shape"), (3, "lack"), (4, "too many"), (5, "no weights of version")):
-        with pytest.raises(WeightsError, match=problem):
+        with pytest.raises(WeightsError, match=problem) as caught:
             asyncio.run(ask.engine.update_weights(version))
+        assert caught.value.field == "version"
     after = ask.one(request)
     assert outcome(after) == outcome(before)
     assert after.choices[0].logprobs == before.choices[0].logprobs
@@ -142,6 +144,77 @@ def test_new_rows_wait_for_an_update_instead_of_delaying_it(
         return versions
 
     assert set(asyncio.run(stream())) == {"0", "9"}
+
+
+def test_under_load_every_answer_is_wholly_of_the_version_it_names(
+    desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
+) -> None:
+    """16 requests at a time, with images, while versions come and go, one of which is in other numbers."""
+    halved = {name: value.bfloat16() for name, value in changed(desk).state_dict().items()}
+    write_weights(halved, weights_dir, 8)
+    write_weights(changed(desk).state_dict(), weights_dir, 9)
+    models = {"0": oracle, "8": Oracle(desk), "9": Oracle(desk)}
+    models["8"].model.load_state_dict(halved)
+    models["9"].model.load_state_dict(changed(desk).state_dict())
+    asked: list[tuple[Any, GenerateAnswer]] = []
+
+    async def stream() -> None:
+        done = False
+
+        async def client(number: int) -> None:
+            turn = 0
+            while not done:
+                pictures = [desk.picture((number + one) % 6) for one in range(1 + number % 3)]
+                request = desk.request(pictures, seed=100 * number + turn, max_tokens=4 + number)
+                asked.append((request, await engine.generate(request)))
+                turn += 1
+
+        clients = [asyncio.create_task(client(number)) for number in range(16)]
+        for version in (9, 8, 0, 9):
+            await asyncio.sleep(0.2)
+            await engine.update_weights(version)
+        await asyncio.sleep(0.2)
+        done = True
+        await asyncio.gather(*clients)
+
+    asyncio.run(stream())
+    versions = [outcome(answer)[1] for _, answer in asked]
+    assert set(versions) == {"0", "8", "9"}
+    for (request, answer), version in zip(asked, versions, strict=True):
+        assert models[version].difference(request, answer) < 1e-4
+
+
+def test_an_update_that_is_given_up_before_its_turn_changes_nothing(
+    desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
+) -> None:
+    write_weights(changed(desk).state_dict(), weights_dir, 9)
+    early = desk.request([desk.picture(1)], max_tokens=400)
+    late = desk.request([desk.picture(2)], max_tokens=3)
+
+    async def give_up() -> list[GenerateAnswer]:
+        first = asyncio.create_task(engine.generate(early))
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.update_weights(9), timeout=0.1)
+        assert not first.done(), "too fast to show anything"
+        return [await first, await engine.generate(late)]
+
+    for request, answer in zip((early, late), asyncio.run(give_up()), strict=True):
+        assert outcome(answer)[1] == "0"
+        assert oracle.difference(request, answer) < 1e-5
+
+
+def test_updates_at_the_same_time_leave_one_of_them(desk: Any, ask: Any, weights_dir: Path, oracle: Any) -> None:
+    write_weights(changed(desk).state_dict(), weights_dir, 9)
+
+    async def together() -> list[int]:
+        return await asyncio.gather(*map(ask.engine.update_weights, (9, 0, 9, 0, 9)))
+
+    assert asyncio.run(together()) == [9, 0, 9, 0, 9]
+    request = desk.request([desk.picture(3)], max_tokens=3)
+    answer = ask.one(request)
+    assert outcome(answer)[1] == str(ask.engine.version)
+    assert (oracle.difference(request, answer) < 1e-5) == (ask.engine.version == 0)
 
 
 def test_broken_weights_give_an_error_not_a_token(desk: Any, ask: Any, weights_dir: Path, oracle: Any) -> None:

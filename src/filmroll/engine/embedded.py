@@ -141,10 +141,15 @@ class EmbeddedEngine:
         """
         if self._weights_dir is None:
             raise WeightsError("this engine was started without a folder to take weights from")
-        expected = {name: tuple(value.shape) for name, value in self._model.state_dict().items()}
-        tensors = await asyncio.to_thread(read_weights, self._weights_dir, version, expected)
+        tensors = await asyncio.to_thread(self._read, self._weights_dir, version)
         await asyncio.wrap_future(self._loop.between_batches(lambda: self._apply(version, tensors)))
         return version
+
+    def _read(self, folder: Path, version: int) -> dict[str, torch.Tensor]:
+        """In the model's own numbers: putting them in place needs no memory then, and cannot fail halfway."""
+        wanted = self._model.state_dict()
+        tensors = read_weights(folder, version, {name: tuple(value.shape) for name, value in wanted.items()})
+        return {name: tensors[name].to(value.dtype) for name, value in wanted.items()}
 
     def _apply(self, version: int, tensors: dict[str, torch.Tensor]) -> None:
         for name, value in self._model.state_dict().items():

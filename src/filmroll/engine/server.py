@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import uvicorn
@@ -22,8 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from filmroll.engine.http import answering, http_error, read_body, while_connected
-from filmroll.errors import RequestError
+from filmroll.engine.http import answering, http_error, read_body, read_version, while_connected
 from filmroll.wire.capabilities import ROUTE as CAPABILITIES
 from filmroll.wire.capabilities import Capabilities
 from filmroll.wire.generate import encode, read_request
@@ -52,13 +51,6 @@ class EngineLimits(TypedDict, total=False):
     seed: int | None
 
 
-class _Update(msgspec.Struct):
-    version: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
-
-
-_read_update = msgspec.json.Decoder(_Update)
-
-
 def build_app(engine: EmbeddedEngine) -> Starlette:
     """The application that serves an engine; who starts the engine also closes it."""
 
@@ -68,11 +60,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
         return Response(encode(answer), media_type="application/json")
 
     async def update_weights(request: Request) -> Response:
-        try:
-            wanted = _read_update.decode(await read_body(request))
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise RequestError(f"the update cannot be read: {error}", field="version") from None
-        return JSONResponse({"version": await engine.update_weights(wanted.version)})
+        return JSONResponse({"version": await engine.update_weights(await read_version(request))})
 
     async def weight_info(_request: Request) -> Response:
         return JSONResponse({"version": engine.version})
