@@ -11,11 +11,15 @@ from pathlib import Path
 
 import msgspec
 
+from filmroll.engine.vllm.inside import BACKEND
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import ConfigError
 from filmroll.families.hub import name_and_revision
 
-OURS = ("--host", "--port", "--served-model-name", "--additional-config", "--enable-scale-out", "--logprobs-mode")
+OURS = (
+    *("--host", "--port", "--served-model-name", "--additional-config", "--enable-scale-out", "--logprobs-mode"),
+    "--weight-transfer-config",
+)
 """Flags that are filmroll's to give."""
 
 
@@ -47,6 +51,7 @@ class VllmServer:
             *("--host", self.host, "--port", str(self.port), "--seed", str(self.seed % 2**32)),
             *("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
             *("--additional-config", json.dumps({"filmroll": msgspec.to_builtins(self.told)})),
+            *(("--weight-transfer-config", json.dumps({"backend": BACKEND})) if self.told.weights else ()),
             *self.flags,
         ]
 
