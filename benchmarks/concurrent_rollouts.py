@@ -81,7 +81,7 @@ async def stand_in() -> None:
 
 async def measure(work: Path, port: str) -> dict[str, float]:
     renderer = load_renderer(work / "model", open_store(work / "images"))
-    client = EngineClient(f"http://127.0.0.1:{port}", "tiny")
+    client = EngineClient(f"http://127.0.0.1:{port}", "tiny", way="references")
     worker = Worker(ColorCodeword(ColorCodewordConfig(turns=2)), renderer, client)
     lags, busy_for = [], []
     weights: list[int] = []

@@ -33,6 +33,6 @@ def test_it_says_which_model_it_serves_and_how_it_is_asked(desk: Any, tmp_path: 
         said = said_by(engine)
     assert (said.engine, said.engine_version, said.model) == ("filmroll", version("filmroll"), "tiny")
     assert said.max_model_len == 512
-    assert "references" in said.ways
+    assert said.ways == ["references", "content_parts"]
     assert (said.family, said.fingerprint, said.recipes) == ("qwen_vl", desk.family.fingerprint, [desk.family.recipe])
     assert said.weights == weights

@@ -1,22 +1,12 @@
 """Whole rollouts against a served engine: what travels, what is kept, what is counted."""
 
 import asyncio
-import json
-import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from filmroll.environments.color_codeword import ColorCodeword, ColorCodewordConfig
-from filmroll.errors import (
-    EngineAnswerError,
-    EngineRefusedError,
-    EngineUnavailableError,
-    PlaceholderTextError,
-    ReceiptError,
-)
+from filmroll.errors import EngineRefusedError, PlaceholderTextError
 from filmroll.render import load_renderer
 from filmroll.rollout import EngineClient, Environment, Episode, Score
 from filmroll.rollout.client import generate_request
@@ -152,111 +142,6 @@ def test_an_image_deleted_before_the_engine_reads_it_is_named(served, there):
     with pytest.raises(EngineRefusedError, match="404 image_not_found") as refused:
         asyncio.run(ask())
     assert refused.value.index == 1
-
-
-def test_a_server_that_is_not_there_is_said_to_be(there):
-    (gone,) = play("http://127.0.0.1:9", there, [RolloutTask("x", 1, SAMPLING)])
-    assert isinstance(gone, EngineUnavailableError)
-
-
-ANSWER = {
-    "request_id": "r",
-    "choices": [
-        {
-            "index": 0,
-            "token_ids": [5],
-            "logprobs": {"content": [{"token_id": 5, "logprob": -0.5}]},
-            "finish_reason": "stop",
-        }
-    ],
-}
-ALL_SEEN = {"receipt": {"referenced": 1, "verified": 1, "decoded": 1, "consumed": 1}}
-
-
-@contextmanager
-def lying(answers):
-    """A server that gives these (status, object) answers, one after another, the last one for ever."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            asked.append(self.rfile.read(int(self.headers["content-length"])))
-            status, value = answers[min(len(asked), len(answers)) - 1]
-            body = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def changed(**changes):
-    choice = ANSWER["choices"][0] | changes.pop("choice", {})
-    return {**ANSWER, **ALL_SEEN, "choices": [choice], **changes}
-
-
-def one_request(url, renderer):
-    async def ask():
-        client = EngineClient(url, "tiny")
-        prompt = renderer.render([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
-        try:
-            return await client.generate(prompt, SAMPLING, request_id="r")
-        finally:
-            await client.close()
-
-    def picture():
-        import numpy as np
-
-        return np.zeros((32, 32, 3), np.uint8)
-
-    return asyncio.run(ask())
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (changed(receipt={"referenced": 1, "verified": 1, "decoded": 1, "consumed": 0}), ReceiptError),
-        (changed(receipt=None), ReceiptError),
-        (changed(choice={"logprobs": None}), EngineAnswerError),
-        (changed(choice={"logprobs": {"content": [{"token_id": 6, "logprob": -0.5}]}}), EngineAnswerError),
-        (changed(choice={"logprobs": {"content": [{"token_id": 5, "logprob": -9999.0}]}}), EngineAnswerError),
-        (changed(choice={"token_ids": []}), EngineAnswerError),
-        (changed(choices=[]), EngineAnswerError),
-        ({"error": "?"}, EngineAnswerError),
-    ],
-)
-def test_an_answer_that_breaks_the_contract_is_not_used(renderer, answer, error):
-    with lying([(200, answer)]) as (url, asked), pytest.raises(error, match=r"^request r: "):
-        one_request(url, renderer)
-    assert len(asked) == 1
-
-
-def test_a_refusal_is_not_tried_again_and_names_its_field(renderer):
-    refusal = {"error": {"message": "no", "type": "grid", "param": "features.kwargs_data.image", "index": 0}}
-    with lying([(400, refusal)]) as (url, asked), pytest.raises(EngineRefusedError) as refused:
-        one_request(url, renderer)
-    assert len(asked) == 1
-    assert (refused.value.field, refused.value.index) == ("features.kwargs_data.image", 0)
-
-
-def test_a_failing_engine_is_tried_again(renderer):
-    with lying([(503, {"error": {"message": "busy"}}), (500, {}), (200, changed())]) as (url, asked):
-        done = one_request(url, renderer)
-    assert done.token_ids == [5]
-    assert len(asked) == 3
-    assert len(set(asked)) == 1
 
 
 def test_requests_grow_with_images_not_with_pixels(there):

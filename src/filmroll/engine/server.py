@@ -159,7 +159,7 @@ def _capabilities(engine: EmbeddedEngine) -> Capabilities:
         engine_version=version("filmroll"),
         model=engine.name,
         max_model_len=engine.max_model_len,
-        ways=["references"],
+        ways=["references", "content_parts"],
         family=engine.family.name,
         fingerprint=engine.family.fingerprint,
         recipes=[engine.family.recipe],

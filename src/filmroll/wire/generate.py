@@ -6,6 +6,7 @@ fields are passed over, as other servers and clients of this endpoint do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -16,6 +17,10 @@ from filmroll.errors import EngineAnswerError, RequestError
 from filmroll.wire.receipt import Receipt
 
 MAX_TOKENS = 2**20
+NO_EVIDENCE = -9999.0
+"""What an engine reports where it has no logprob for a token."""
+_PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+_TOKEN = re.compile(r"token_id:([0-9]{1,10})")
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKENS)]
@@ -36,7 +41,7 @@ class Features(msgspec.Struct, frozen=True):
     kwargs_data: dict[str, list[str | None]] | None = None
 
 
-class ContentPart(msgspec.Struct, frozen=True, omit_defaults=True):
+class ContentPart(msgspec.Struct, frozen=True):
     """An image by its URL, for an engine that expands the tokens itself: each has one pad in `token_ids`, in order."""
 
     url: str
@@ -56,6 +61,8 @@ class SamplingParams(msgspec.Struct, frozen=True):
     stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=1024)] = []
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = 1
     skip_special_tokens: bool = False
+    logit_bias: dict[TokenId, float] | None = None
+    """How vLLM is kept from sampling vision tokens; the embedded engine never does, and reads no other bias."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -71,13 +78,26 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     content_parts: list[ContentPart] | None = None
     request_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     return_token_ids: bool = False
+    priority: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    """Lower is earlier, where an engine schedules by it; the embedded engine does not."""
+    cache_salt: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)] | None = None
+    """Prompts of different salts share no prefix cache; the embedded engine has none."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    token_id: int
-    logprob: float
+    """A sampled token's logprob. Read with `token_id`, or with `token` alone, as vLLM 0.31 writes it."""
+
+    token_id: int = -1
+    logprob: float = NO_EVIDENCE
     token: str = ""
     """The token as released clients look for it: `token_id:<id>`."""
+
+    def __post_init__(self) -> None:
+        if self.token_id < 0:
+            named = _TOKEN.fullmatch(self.token)
+            if named is None:
+                raise ValueError("a logprob names no token: neither token_id nor token_id:<id> in token")
+            msgspec.structs.force_setattr(self, "token_id", int(named[1]))
 
     @classmethod
     def of(cls, token_id: int, logprob: float) -> TokenLogprob:
@@ -189,8 +209,6 @@ def _check_features(features: Features, prompt_tokens: int) -> None:
 
 
 def _field(text: str) -> tuple[str, str | None]:
-    """msgspec ends a validation message with the place: `... - at `$.a.b[0]``."""
-    problem, found, place = text.rpartition(" - at `$")
-    if not found:
-        return text, None
-    return problem, place.rstrip("`").lstrip(".") or None
+    """msgspec ends a validation message with the place: `... - at `$.a.b[0]``, or `... - at `key` in `$.a.b``."""
+    found = _PLACE.fullmatch(text)
+    return (text, None) if found is None else (found[1], found[2] or None)

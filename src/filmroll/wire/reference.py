@@ -7,6 +7,7 @@ it is measured before it is parsed, so that reading costs no more than a few tim
 from __future__ import annotations
 
 import binascii
+import hashlib
 import re
 from typing import Any
 
@@ -66,6 +67,11 @@ _peek = msgspec.json.Decoder(_Peek)
 def write_reference(descriptor: ImageDescriptor) -> str:
     """The one string that goes to an engine in `features.kwargs_data`: canonical, sorted, compact."""
     return PREFIX + _encoder.encode(reference_form(descriptor)).decode()
+
+
+def digest_of(reference: str) -> str:
+    """What may stand in a reference's place for an engine that has seen it: of the whole text, not of the image."""
+    return hashlib.sha256(reference.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_reference(text: object) -> ImageDescriptor | ForeignDescriptor:
