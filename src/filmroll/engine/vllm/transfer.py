@@ -16,7 +16,7 @@ Imports vllm, so only a process of vLLM's own imports this.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,13 @@ class Engine:
     async def load(self, checked: Checked) -> None:
         """Have every worker take these weights, and name them in answers from now on."""
         await self._client.start_weight_update()
-        await self._client.update_weights(WeightTransferUpdateRequest(update_info=asdict(checked)))
+        try:
+            await self._client.update_weights(request=WeightTransferUpdateRequest(update_info=asdict(checked)))
+        except Exception:
+            # Where one of several workers failed, the others still wait for more.
+            with suppress(Exception):
+                await self._client.finish_weight_update()
+            raise
         await self._client.finish_weight_update(str(checked.version))
 
     async def load_checkpoint(self) -> None:
