@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from filmroll.errors import EngineAnswerError, RequestError
+from filmroll.wire.descriptor import Name
 from filmroll.wire.receipt import Receipt
 
 MAX_TOKENS = 2**20
@@ -24,6 +25,8 @@ _TOKEN = re.compile(r"token_id:([0-9]{1,10})")
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKENS)]
+_FEW = msgspec.Meta(max_length=8)
+"""Modalities: their names are repeated in errors."""
 
 
 class Placeholder(msgspec.Struct, frozen=True):
@@ -36,9 +39,9 @@ class Placeholder(msgspec.Struct, frozen=True):
 class Features(msgspec.Struct, frozen=True):
     """Images of a request: parallel lists by modality, references in `kwargs_data`."""
 
-    mm_hashes: dict[str, list[str]]
-    mm_placeholders: dict[str, list[Placeholder]]
-    kwargs_data: dict[str, list[str | None]] | None = None
+    mm_hashes: Annotated[dict[Name, list[str]], _FEW]
+    mm_placeholders: Annotated[dict[Name, list[Placeholder]], _FEW]
+    kwargs_data: Annotated[dict[Name, list[str | None]], _FEW] | None = None
 
 
 class ContentPart(msgspec.Struct, frozen=True):
