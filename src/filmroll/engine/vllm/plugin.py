@@ -5,8 +5,8 @@ router that it stands on, and, in workers, the list of ways in which weights can
 
 `ServingTokens` is what answers `/inference/v1/generate`. It is wrapped when its module is imported,
 which engine cores and workers never do: there, registering costs nothing. A request without
-references goes to vLLM's own method untouched, or nowhere if it brings images where only references
-are taken.
+references or stored images goes to vLLM's own method untouched, or nowhere if it brings images where
+only references are taken.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from filmroll.engine.vllm import identity, inside
 
 INSTALLED = "filmroll_references"
 """The attribute that holds what serves references; its presence says that the class is wrapped."""
+
+PARTS = "filmroll_parts"
+"""The attribute that holds what serves stored images as content parts."""
 
 WEIGHTS = "filmroll_weights"
 """The attribute that holds what updates the weights, or None."""
@@ -49,12 +52,15 @@ def install(module: ModuleType) -> None:
     @wraps(construct)
     def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
         # Not above: this needs what only a reader has installed.
+        from filmroll.engine.vllm.parts import ContentParts
         from filmroll.engine.vllm.references import References
         from filmroll.engine.vllm.weights import weights_of
 
         construct(self, *args, **kwargs)
         server = inside.Server(self, serve)
-        setattr(self, INSTALLED, References(server))
+        references = References(server)
+        setattr(self, INSTALLED, references)
+        setattr(self, PARTS, ContentParts(server, references.families))
         setattr(self, WEIGHTS, weights_of(server))
 
     @wraps(serve)
@@ -63,6 +69,9 @@ def install(module: ModuleType) -> None:
         if references.takes(request):
             return await references.serve(request, raw_request)
         references.admit(request, raw_request)
+        parts = getattr(self, PARTS)
+        if parts.concern(request):
+            return await parts.serve(request, raw_request)
         return await serve(self, request, raw_request)
 
     serving.__init__, serving.serve_tokens = constructed, serve_tokens

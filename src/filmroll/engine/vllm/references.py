@@ -83,7 +83,7 @@ class References:
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
-        inside.answer_errors(raw_request, _answered)
+        inside.answer_errors(raw_request, answered)
         self._statistics.add(requests=1)
         try:
             return await self._served(request, raw_request)
@@ -120,7 +120,7 @@ class References:
         """Refuse a request whose images are no references, if this server takes nothing else."""
         field = inside.other_images(request) if self.only_references else None
         if field is not None:
-            inside.answer_errors(raw_request, _answered)
+            inside.answer_errors(raw_request, answered)
             raise RequestError(
                 "this server takes images as references and in no other way",
                 remedy="Send the mmraw: reference of each image in features.kwargs_data",
@@ -241,7 +241,8 @@ def _foreseen() -> Iterator[None]:
         raise FilmrollError("the engine failed on this request; its log says why") from None
 
 
-async def _answered(_raw_request: Any, error: FilmrollError) -> Any:
+async def answered(_raw_request: Any, error: FilmrollError) -> Any:
+    """The answer to a request that was refused."""
     if error.status >= 500:
         log.warning("a request with references failed: %s", error)
     return error_answer(error)

@@ -1,0 +1,118 @@
+"""Content parts at the generate endpoint: what they claim is compared before vLLM believes it.
+
+vLLM takes the name under which its caches know an image from the part's `uuid`: whoever sends other
+pixels with the uuid of an image would answer for it from then on. So a stored image gets a name that
+follows from its url with a key of the server's own, and the uuid is compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from filmroll.engine.vllm import connector, inside
+from filmroll.engine.vllm.identity import part_identity
+from filmroll.engine.vllm.references import answered
+from filmroll.engine.vllm.settings import EXAMPLE, read_settings
+from filmroll.errors import ConfigError, FilmrollError, FingerprintError, RequestError
+from filmroll.families import Family
+from filmroll.materialize.feed import SUPPRESSED
+from filmroll.wire.receipt import Receipt
+
+FIELD = "content_parts"
+
+_UUID = re.compile(r"([0-9a-f]{64})-([0-9a-f]+)")
+_NAME = re.compile(r"([0-9a-f]{16,64})\.[a-z]+\Z")
+"""A stored image's file, by which its url ends: all of its digest, or in other systems' files as much as they kept."""
+
+
+class ContentParts:
+    """What serves requests with content parts in one API server."""
+
+    def __init__(self, server: inside.Server, families: Sequence[Family]) -> None:
+        self.server = server
+        settings = read_settings(server.settings)
+        store = settings.open_store()
+        self._images: connector.StoredImages | None = None
+        self._fetches = connector.is_chosen()
+        self._families = {family.recipe: family for family in families}
+        if store is not None:
+            self._images = connector.StoredImages(store, cache_bytes=settings.cache_bytes, readers=settings.readers)
+            connector.connect(self._images)
+        elif self._fetches:
+            raise ConfigError(
+                f"VLLM_MEDIA_CONNECTOR is {connector.NAME}, and no store is named", remedy=f"Start it with {EXAMPLE}"
+            )
+
+    def concern(self, request: Any) -> bool:
+        """Whether any part of the request is a stored image, or says so; the others are vLLM's own business."""
+        if self._images is None:
+            return False
+        return any(self._is_stored(part) or _claim(part) is not None for part in inside.pictures_by_url(request))
+
+    async def serve(self, request: Any, raw_request: Any) -> Any:
+        """vLLM's answer; a FilmrollError, which becomes the answer, for parts that are refused.
+
+        A receipt is added where every image was read from the store in this very request.
+        """
+        inside.answer_errors(raw_request, answered)
+        parts = inside.pictures_by_url(request)
+        family = next(iter(self._families.values()))
+        names = [self._name(part, index) for index, part in enumerate(parts)]
+        inside.forbid_tokens(request, family.placeholders.unsampled, SUPPRESSED)
+        try:
+            answer = await self.server.answer(inside.with_uuids(request, names), raw_request)
+        except Exception as error:
+            if (refused := connector.refusal(error)) is None:
+                raise
+            problem, url = refused
+            raise problem.at(field=FIELD, index=[part.get("url") for part in parts].index(url)) from None
+        if not (self._fetches and all(map(self._is_stored, parts))):
+            return answer
+        return inside.with_receipt(answer, Receipt(*[len(parts)] * 4))
+
+    def _is_stored(self, part: Any) -> bool:
+        return self._images is not None and self._images.has_place_for(part.get("url"))
+
+    def _name(self, part: Any, index: int) -> str | None:
+        """The name of this part's image in vLLM's caches."""
+        claim, url = _claim(part), part.get("url")
+        try:
+            if self._is_stored(part):
+                named = _NAME.search(url)
+                digest = "" if named is None else named[1]
+                if claim is not None:
+                    self._check(claim, digest)
+                return part_identity(digest)
+            if claim is None:
+                own: str | None = part.get("uuid")
+                return own
+            if url:
+                raise RequestError(
+                    "its uuid names a stored image, its url is of another", remedy="Send the stored image's url with it"
+                )
+            self._check(claim, claim[0])
+            return part_identity(claim[0])
+        except FilmrollError as error:
+            raise error.at(field=FIELD, index=index) from None
+
+    def _check(self, claim: tuple[str, str], digest: str) -> None:
+        claimed, recipe = claim
+        if not digest or not claimed.startswith(digest):
+            raise RequestError(
+                "its uuid is of another image than its url",
+                remedy="It is <sha256 of the stored image>-<recipe of the model's family>; or leave it out",
+            )
+        if recipe not in self._families:
+            raise FingerprintError(
+                f"its uuid's pixel recipe is {recipe[:64]!r}, the model's are {', '.join(self._families)}",
+                remedy="Describe the image again, with the family of the served checkpoint",
+            )
+
+
+def _claim(part: Any) -> tuple[str, str] | None:
+    """The digest and the recipe in a uuid of ours; None for any other."""
+    uuid = part.get("uuid")
+    match = _UUID.fullmatch(uuid) if isinstance(uuid, str) else None
+    return None if match is None else (match[1], match[2])
