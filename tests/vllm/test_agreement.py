@@ -56,7 +56,8 @@ def test_references_say_what_tensors_say_over_many_turns(vllm: Server, desk: Des
         assert_same(vllm.generate(body | {"features": references}), vllm.generate(desk.with_tensors(body, features)))
 
 
-def test_both_engines_say_the_same(vllm: Server, desk: Desk) -> None:
+def test_both_engines_say_the_same(served: tuple[Server, Desk]) -> None:
+    vllm, desk = served
     bodies = [
         desk.request([desk.picture(20 + 3 * number + one) for one in range(number)], seed=number, family=desk.pillow)
         for number in range(4)
