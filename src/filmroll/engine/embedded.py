@@ -23,7 +23,7 @@ from filmroll.engine.loop import BatchLimits, ModelLoop
 from filmroll.engine.resolve import Resolved
 from filmroll.engine.resolver import Bounds, Resolver
 from filmroll.engine.sampling import MIN_TEMPERATURE, own_generator
-from filmroll.engine.statistics import MODEL_COUNTERS, Statistics
+from filmroll.engine.statistics import Statistics
 from filmroll.engine.weights import read_weights
 from filmroll.errors import FilmrollError, RequestError, WeightsError
 from filmroll.families.base import Family
@@ -72,7 +72,7 @@ class EmbeddedEngine:
         self.name = name or model_dir.name
         self.family = family
         self.materializer = materializer
-        self.statistics = Statistics(CollectorRegistry(), MODEL_COUNTERS)
+        self.statistics = Statistics(CollectorRegistry(), runs_model=True)
         self._model = load_model(model_dir, dtype=dtype, device=device)
         text = self._model.config.get_text_config()
         self.vocabulary: int = text.vocab_size
@@ -111,8 +111,8 @@ class EmbeddedEngine:
         """Sample one completion. A cancelled call leaves its batch at the next step."""
         self.statistics.add(requests=1)
         try:
-            self._check(request)
             async with self.resolver.visit() as visit:
+                self._check(request)
                 request = await self._in_references(request)
                 images = await visit.resolve(request)
                 row = await visit.run(lambda: self._row(request, images))
@@ -155,6 +155,7 @@ class EmbeddedEngine:
         for name, value in self._model.state_dict().items():
             value.copy_(tensors[name])
         self._loop.version = version
+        self.statistics.set_version(version)
 
     def _check(self, request: GenerateRequest) -> None:
         """What can be said without looking at an image."""

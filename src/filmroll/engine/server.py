@@ -99,22 +99,26 @@ def serve(
     name: str,
     on_ready: Callable[[str], None],
     cache_bytes: int | None = None,
+    features_dir: Path | None = None,
     **limits: Unpack[EngineLimits],
 ) -> None:
     """Serve a checkpoint until SIGTERM or SIGINT, then return.
 
     The address is taken first, so that a port in use is known before a model is loaded; `on_ready`
-    gets the base URL once requests are answered.
+    gets the base URL once requests are answered. `features_dir` is where processed images are kept for
+    other processes.
     """
     from filmroll.engine.embedded import EmbeddedEngine
     from filmroll.families import load_family
+    from filmroll.materialize.features import Features
     from filmroll.materialize.materializer import CACHE_BYTES, Materializer
 
     with socket.create_server((host, port)) as listener:
         url = f"http://{_authority(listener)}"
         family = load_family(model_dir)
         kept = CACHE_BYTES if cache_bytes is None else cache_bytes
-        materializer = Materializer(store, family, cache_bytes=kept)
+        features = None if features_dir is None else Features(features_dir, family)
+        materializer = Materializer(store, family, cache_bytes=kept, features=features)
         with EmbeddedEngine(model_dir, family, materializer, weights_dir=weights_dir, name=name, **limits) as engine:
             run_app(build_app(engine), listener, lambda: on_ready(url))
 
@@ -163,6 +167,7 @@ def _capabilities(engine: EmbeddedEngine) -> Capabilities:
         family=engine.family.name,
         fingerprint=engine.family.fingerprint,
         recipes=[engine.family.recipe],
+        hashes=True,
         weights=engine.takes_weights,
     )
 

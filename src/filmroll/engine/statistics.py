@@ -5,7 +5,6 @@ docs/vllm.md explains them. In vLLM they stand beside its own, in the registry t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -34,6 +33,7 @@ MODEL_COUNTERS = {
     "steps": "Steps of decoding.",
     "generated_tokens": "Tokens sampled.",
 }
+MODEL_GAUGES = {"weights_version": "The version of the weights in use."}
 """And those of an engine that runs the model itself."""
 
 LABELLED = {
@@ -58,17 +58,17 @@ BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 class Statistics(Watch):
     """Counters since the start. Thread-safe."""
 
-    def __init__(self, registry: CollectorRegistry, more: Mapping[str, str] | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, *, runs_model: bool = False) -> None:
         self._registry = registry
-        self._counters = {
-            name: Counter(PREFIX + name, text, registry=registry) for name, text in {**COUNTERS, **(more or {})}.items()
-        }
+        counters = COUNTERS | MODEL_COUNTERS if runs_model else COUNTERS
+        gauges = GAUGES | MODEL_GAUGES if runs_model else GAUGES
+        self._counters = {name: Counter(PREFIX + name, text, registry=registry) for name, text in counters.items()}
         self._labelled = {
             name: Counter(PREFIX + name, text, [label], registry=registry) for name, (label, text) in LABELLED.items()
         }
         self._gauges = {
             name: Gauge(PREFIX + name, text, registry=registry, multiprocess_mode="livesum")
-            for name, text in GAUGES.items()
+            for name, text in gauges.items()
         }
         self._seconds = {
             name: Histogram(PREFIX + name, text, buckets=BUCKETS, registry=registry) for name, text in SECONDS.items()
@@ -96,6 +96,9 @@ class Statistics(Watch):
 
     def set_pixel_bytes(self, nbytes: int) -> None:
         self._gauges["pixel_bytes_in_flight"].set(nbytes)
+
+    def set_version(self, version: int) -> None:
+        self._gauges["weights_version"].set(version)
 
     def found(self) -> None:
         self.add(image_cache_hits=1)

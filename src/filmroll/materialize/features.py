@@ -25,6 +25,7 @@ from filmroll.errors import (
     FilmrollError,
     FingerprintError,
     ImageNotFoundError,
+    LayoutError,
     ReferenceFormatError,
 )
 from filmroll.families.base import Arrays, Family
@@ -65,14 +66,18 @@ class _Envelope(msgspec.Struct, frozen=True):
     placeholder_length: int
     payload_sha256: str
     versions: dict[str, str]
+    payload: memoryview
+
+
+class _Payload(msgspec.Struct, frozen=True):
     image: ImageRef
     """The stored image as it was verified."""
-    payload: memoryview
+    arrays: dict[str, _Array]
 
 
 _encoder = msgspec.msgpack.Encoder()
 _read_envelope = msgspec.msgpack.Decoder(_Envelope)
-_read_payload = msgspec.msgpack.Decoder(dict[str, _Array])
+_read_payload = msgspec.msgpack.Decoder(_Payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ class Features:
             self.watch.features("absent")
         except _StaleError:
             self.watch.features("stale")
-        except (msgspec.DecodeError, ValueError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError, LayoutError):
             self.watch.features("damaged")
         except FilmrollError:
             self.watch.features("failed")
@@ -161,28 +166,26 @@ class Features:
     def _read(self, digest: str) -> Stored:
         key = self._key(digest)
         read = _read_envelope.decode(self._shelf.read(key, MAX_FILE_BYTES))
-        layout = self.family.layout(read.image.width, read.image.height)
-        expected = self._about(digest, layout.tokens)
-        if any(getattr(read, name) != value for name, value in expected.items()) or read.image.sha256 != digest:
-            raise _StaleError
         if hashlib.sha256(read.payload).hexdigest() != read.payload_sha256:
             raise ValueError("its payload is not what was written")
-        arrays = {name: _array(form) for name, form in _read_payload.decode(read.payload).items()}
+        payload = _read_payload.decode(read.payload)
+        expected = self._about(payload.image)
+        if any(getattr(read, name) != value for name, value in expected.items()) or payload.image.sha256 != digest:
+            raise _StaleError
+        arrays = {name: _array(form) for name, form in payload.arrays.items()}
         if {name: (array.dtype, array.ndim) for name, array in arrays.items()} != {
             name: (array.dtype, array.ndim) for name, array in self._outline.items()
         }:
             raise _StaleError
         self._shelf.touch(key)
-        return Stored(read.image, arrays)
+        return Stored(payload.image, arrays)
 
     def _write(self, image: ImageRef, arrays: Arrays) -> None:
         try:
             self._sweep()
-            tokens = self.family.layout(image.width, image.height).tokens
-            payload = _encoder.encode({name: _form(array) for name, array in arrays.items()})
+            payload = _encoder.encode(_Payload(image, {name: _form(array) for name, array in arrays.items()}))
             digest = hashlib.sha256(payload).hexdigest()
-            about = self._about(image.sha256, tokens)
-            envelope = _Envelope(**about, payload_sha256=digest, image=image, payload=memoryview(payload))
+            envelope = _Envelope(**self._about(image), payload_sha256=digest, payload=memoryview(payload))
             self._shelf.replace(self._key(image.sha256), _encoder.encode(envelope))
         except (FilmrollError, OSError):
             self.watch.features("failed")
@@ -200,7 +203,7 @@ class Features:
             self._shelf.delete(key)
         self.watch.features("swept", len(old))
 
-    def _about(self, digest: str, tokens: int) -> dict[str, Any]:
+    def _about(self, image: ImageRef) -> dict[str, Any]:
         """What an envelope says beside its payload."""
         return {
             "schema_version": SCHEMA_VERSION,
@@ -208,8 +211,8 @@ class Features:
             "run_id": self.run_id,
             "fingerprint": self.fingerprint,
             "modality": self._modality,
-            "mm_hash": digest,
-            "placeholder_length": tokens,
+            "mm_hash": image.sha256,
+            "placeholder_length": self.family.layout(image.width, image.height).tokens,
             "versions": self.versions,
         }
 
@@ -263,6 +266,8 @@ def _array(form: _Array) -> np.ndarray[Any, Any]:
     """A read-only view; a copy where the elements might lie across their own size."""
     if form.dtype not in _DTYPES:
         raise ValueError(f"{form.dtype[:16]!r} is no type of an array here")
+    if min(form.shape, default=0) < 0:
+        raise ValueError("a side of an array is negative")
     array = np.frombuffer(form.data, form.dtype).reshape(form.shape)
     if array.itemsize > 1:
         array = array.copy()
