@@ -295,3 +295,26 @@ def test_what_a_template_refuses_is_a_render_error(load: Load) -> None:
 def test_settings_that_mean_nothing_are_refused(load: Load) -> None:
     with pytest.raises(ConfigError, match="typed"):
         load("internvl-released", typed="keep")
+
+
+def test_an_option_that_nothing_reads_is_refused_by_name(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Nothing would tell that it changes nothing. A template has those that it asks for."""
+    store = open_store(tmp_path / "images")
+    for known, has in [
+        ("qwen3-vl", "add_vision_id"),
+        ("qwen3.5", "enable_thinking"),
+        ("kimi-k2.5", "thinking"),
+        ("gemma3-released", "none"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"no option 'colour'.*{has}"):
+            load_renderer(checkpoint(known), store, options={"colour": True})
+    with pytest.raises(ConfigError, match=r"does not take the options.*enable_thinking: "):
+        load_renderer(checkpoint("qwen3.5"), store, options={"enable_thinking": "maybe"})
+    folder = tmp_path / "switched"
+    shutil.copytree(checkpoint("gemma3-released"), folder)
+    template = "{%- set loud = loud | default(false) %}{% if shouts %}{{ '!' }}{% endif %}" + chats.GEMMA3
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match="It has loud, shouts"):
+        load_renderer(folder, store, options={"messages": [], "shouts": True})
+    shouting = load_renderer(folder, store, options={"shouts": True})
+    assert shouting.tokenizer.decode(shouting.render([user("x")]).logical).startswith("!")

@@ -3,8 +3,9 @@
 The writers' wing: no torch, no image processor.
 """
 
+from filmroll.render.answer import Answer, ToolCall
 from filmroll.render.expand import Expanded, expand
 from filmroll.render.pool import RendererPool
 from filmroll.render.renderer import Rendered, Renderer, load_renderer
 
-__all__ = ["Expanded", "Rendered", "Renderer", "RendererPool", "expand", "load_renderer"]
+__all__ = ["Answer", "Expanded", "Rendered", "Renderer", "RendererPool", "ToolCall", "expand", "load_renderer"]

@@ -66,7 +66,7 @@ class Markup:
                 what = "as part of an image" if spelled[0] in self._placeholders else "as markup of the chat"
                 raise PlaceholderTextError(
                     f"the text contains {spelled[0]!r}, which the model would read {what}",
-                    remedy='Take it out, or load the renderer with typed="escape", which keeps it as text',
+                    remedy='Take it out, or have it kept as text: typed = "escape" in [render], or in load_renderer()',
                     field=place,
                 )
 

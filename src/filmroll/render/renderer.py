@@ -13,6 +13,7 @@ from filmroll.families import Family, load_family
 from filmroll.families.base import Arrays
 from filmroll.families.checkpoint import read_checkpoint
 from filmroll.families.hub import model_folder
+from filmroll.render.answer import Answer
 from filmroll.render.expand import Expanded, expand
 from filmroll.render.markup import Markup, Typed
 from filmroll.render.messages import Message, check_messages, images_of, store_images
@@ -121,17 +122,22 @@ class Renderer:
         plain, plain_tools = self._markup.plain(stored, tools)
         before = [*previous.logical, *completion_ids]
         with _rendering(), _bridging():
-            so_far = Tokens(previous.logical, previous.sampled, previous.transcript)
-            tokens = self._text.extend(so_far, completion_ids, plain, tools=plain_tools)
+            tokens = self._text.extend(_tokens(previous), completion_ids, plain, tools=plain_tools)
             if tokens.ids[: len(before)] != before:
                 raise PrefixError("the new messages do not extend the conversation so far token for token")
         sampled = [*previous.sampled, *([True] * len(completion_ids))]
         sampled += [False] * (len(tokens.ids) - len(sampled))
         return self._rendered(tokens, [*previous.images, *self._describe(stored)], sampled)
 
-    def parse(self, completion_ids: Sequence[int]) -> str:
-        """The text that a completion says, without its stop token."""
-        return self._text.parse(completion_ids)
+    def parse(
+        self, completion_ids: Sequence[int], *, prompt: Rendered | None = None, tools: Sequence[Any] | None = None
+    ) -> Answer:
+        """What a completion says, without its stop token: the text, and beside it reasoning and tool calls.
+
+        The prompt tells whether reasoning had begun before the completion, the tools of what type
+        arguments are, where the model's way of writing does not.
+        """
+        return self._text.parse(completion_ids, prompt=None if prompt is None else _tokens(prompt), tools=tools)
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -156,6 +162,10 @@ class Renderer:
                 remedy="Leave out turns or images, show smaller images, or allow more tokens",
             )
         return rendered
+
+
+def _tokens(rendered: Rendered) -> Tokens:
+    return Tokens(rendered.logical, rendered.sampled, rendered.transcript)
 
 
 @contextmanager
@@ -199,10 +209,20 @@ def load_renderer(
         raise ConfigError(f"max_tokens is {max_tokens}", remedy="A prompt has at least 1 token; None sets no bound")
     family = load_family(model_dir)
     tokenizer = TextTokenizer.load(model_folder(model_dir))
-    checkpoint = read_checkpoint(model_dir)
-    text: TextRenderer
-    if family.renderer is None:
-        text = TemplateText.load(checkpoint, family, tokenizer, options or {})
-    else:
-        text = LibraryText.load(family.renderer, checkpoint, tokenizer, options or {})
+    text = _load_text(model_dir, family, tokenizer, options or {})
     return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens, process=process)
+
+
+def check_options(model_dir: str | Path, options: Mapping[str, Any]) -> None:
+    """ConfigError where `load_renderer` would not take these options for that checkpoint."""
+    if options:
+        _load_text(model_dir, load_family(model_dir), TextTokenizer.load(model_folder(model_dir)), options)
+
+
+def _load_text(
+    model_dir: str | Path, family: Family, tokenizer: TextTokenizer, options: Mapping[str, Any]
+) -> TextRenderer:
+    checkpoint = read_checkpoint(model_dir)
+    if family.renderer is None:
+        return TemplateText.load(checkpoint, family, tokenizer, options)
+    return LibraryText.load(family.renderer, checkpoint, tokenizer, options)

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,6 +25,8 @@ from filmroll.render.markup import CLOSES, OPENS
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that templates know by name."""
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+"""What every template is given."""
 Span = tuple[int, int]
 
 
@@ -53,10 +56,13 @@ class ChatTemplate:
         self.variables = dict(variables)
         try:
             self._template = environment.from_string(source)
+            asks = find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise CheckpointError(
                 "the chat template cannot be read", remedy="Fetch the checkpoint's files again", private=str(error)
             ) from error
+        self.switches = sorted(asks - {*GIVEN, *NAMED, *environment.globals})
+        """The names of what the template asks for beyond that: what `variables` may turn on and off."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: Mapping[str, Any], finish: Callable[[str], str] = str) -> ChatTemplate:

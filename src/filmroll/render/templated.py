@@ -14,14 +14,16 @@ from typing import Any
 from filmroll.errors import CheckpointError, PrefixError, RenderError
 from filmroll.families import Family
 from filmroll.families.checkpoint import Checkpoint, read_section
+from filmroll.render.answer import Answer
+from filmroll.render.calls import CallForm, Calls
 from filmroll.render.forms import PROBE, Forms
 from filmroll.render.markup import without_marks
 from filmroll.render.messages import Message
 from filmroll.render.template import ChatTemplate, Span, Written
-from filmroll.render.text import Tokens, Transcript
+from filmroll.render.text import Tokens, Transcript, refuse_unknown
 from filmroll.render.tokenizer import TextTokenizer
 
-ENDS_REASONING = "</think>"
+BEGINS_REASONING, ENDS_REASONING = "<think>", "</think>"
 
 
 class TemplateText:
@@ -39,6 +41,7 @@ class TemplateText:
                 remedy="Put eos_token_id into generation_config.json",
             )
         self._opening = tokenizer.opening
+        self._calls = CallForm.of(template, self._forms)
 
     @classmethod
     def load(
@@ -50,6 +53,7 @@ class TemplateText:
                 remedy="Add its chat_template.jinja, or use a checkpoint that was tuned for chats",
             )
         template = ChatTemplate.of(checkpoint, options, finish=family.prompt_text)
+        refuse_unknown(options, template.switches)
         eos = tokenizer.convert_tokens_to_ids(template.variables.get("eos_token", ""))
         return cls(template, tokenizer, [*_ends(checkpoint), *([] if eos is None else [eos])])
 
@@ -111,11 +115,28 @@ class TemplateText:
                 return longer, text
         raise PrefixError("the chat template writes what was said before otherwise once more follows")
 
-    def parse(self, completion_ids: Sequence[int]) -> str:
+    def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:  # noqa: ARG002 - a template's calls are JSON, which needs no schema
         ids = list(completion_ids)
         end = next((index for index, token in enumerate(ids) if token in self._stops), len(ids))
-        text = self._tokenizer.decode(ids[:end])
-        return text.rpartition(ENDS_REASONING)[2] if ENDS_REASONING in self._template.source else text
+        whole = self._tokenizer.decode(ids[:end])
+        reasoning, said = self._reasoning(whole, prompt)
+        read = Calls(said) if self._calls is None else self._calls.read(said)
+        inline = None
+        if reasoning is not None and "reasoning_content" not in self._template.source:
+            inline = whole[: len(whole) - len(said)] + read.text
+        return Answer(read.text, reasoning=reasoning, tool_calls=read.calls, broken_calls=read.broken, inline=inline)
+
+    def _reasoning(self, text: str, prompt: Tokens | None) -> tuple[str | None, str]:
+        """What was thought and what was said, where the template knows of such a thing."""
+        if ENDS_REASONING not in self._template.source:
+            return None, text
+        thought, ends, said = text.rpartition(ENDS_REASONING)
+        begun = prompt is not None and prompt.transcript is not None and _is_open(prompt.transcript.text)
+        if not ends and (begun or text.lstrip().startswith(BEGINS_REASONING)):
+            thought, said = text, ""
+        elif not ends:
+            return None, text
+        return thought.strip().removeprefix(BEGINS_REASONING).strip() or None, said
 
     def _opened(self, text: str) -> bool:
         """Whether the template itself begins with what the tokenizer would put first."""
@@ -157,6 +178,11 @@ class TemplateText:
             return []
         first = self._tokenizer.encode(text.partition(PROBE)[2])[:1]
         return [token for token in first if token in self._tokenizer.special.values()]
+
+
+def _is_open(prompt: str) -> bool:
+    """Whether a prompt ends where the model is to begin, or to go on, with its reasoning."""
+    return prompt.rstrip().endswith(BEGINS_REASONING)
 
 
 def _ends(checkpoint: Checkpoint) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PrefixError, RenderError
 from filmroll.families.checkpoint import Checkpoint
+from filmroll.render.answer import Answer, ToolCall
 from filmroll.render.messages import Message
 from filmroll.render.template import ChatTemplate
 from filmroll.render.tokenizer import TextTokenizer
@@ -52,15 +53,16 @@ class TextRenderer(Protocol):
     ) -> Tokens:
         """`previous`, the completion, and what follows, with a generation prompt; PrefixError where that cannot be."""
 
-    def parse(self, completion_ids: Sequence[int]) -> str:
-        """What a completion says, without its stop token and without its reasoning."""
+    def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:
+        """What a completion says, without its stop token; it may go on with reasoning that the prompt began."""
 
 
 class LibraryText:
     """A renderer of the `renderers` library, asked for one pad an image and for no image work."""
 
-    def __init__(self, renderer: Any) -> None:
+    def __init__(self, renderer: Any, tokenizer: TextTokenizer) -> None:
         self._renderer = renderer
+        self._tokenizer = tokenizer
 
     @classmethod
     def load(
@@ -71,15 +73,15 @@ class LibraryText:
 
         try:
             config = type(config_from_name(name))
+            refuse_unknown(options, sorted(set(config.model_fields) - {"name"}))
             thinks = {} if "enable_thinking" not in config.model_fields else _thinks(checkpoint, options)
-            return cls(create_renderer(tokenizer, config(**{**thinks, **options})))
+            return cls(create_renderer(tokenizer, config(**{**thinks, **options})), tokenizer)
         except FilmrollError:
             raise
         except ValidationError as error:
             raise ConfigError(
                 f"the {name!r} renderer does not take the options {dict(options)}",
-                remedy="See its configuration in the renderers library",
-                private=str(error),
+                remedy="; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()),
             ) from error
         except Exception as error:  # the library raises AssertionError, ValueError and others
             raise CheckpointError(
@@ -116,9 +118,34 @@ class LibraryText:
             raise PrefixError("the model's way of writing conversations does not extend this one by these messages")
         return Tokens(bridged.token_ids, [])
 
-    def parse(self, completion_ids: Sequence[int]) -> str:
-        content: str = self._renderer.parse_response(list(completion_ids)).content
-        return content
+    def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:
+        ids = list(completion_ids)
+        said = self._renderer.parse_response(
+            ids, tools=None if tools is None else list(tools), prompt_ids=None if prompt is None else prompt.ids
+        )
+        calls = [ToolCall(one.name, one.arguments, one.id) for one in said.tool_calls if _is_whole(one)]
+        broken = [self._written(ids, one) for one in said.tool_calls if not _is_whole(one)]
+        return Answer(said.content, reasoning=said.reasoning_content, tool_calls=calls, broken_calls=broken)
+
+    def _written(self, ids: list[int], call: Any) -> str:
+        """A call as the model wrote it, marks and all where the library says where they are."""
+        text: str = call.raw if call.token_span is None else self._tokenizer.decode(ids[slice(*call.token_span)])
+        return text
+
+
+def _is_whole(call: Any) -> bool:
+    """Whether it is a call of something; that nobody has such a tool is no fault of its form."""
+    return call.status in ("ok", "unknown_tool") and bool(call.name) and isinstance(call.arguments, dict)
+
+
+def refuse_unknown(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """ConfigError that names the first option which nothing reads: it would change nothing, in silence."""
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"the model's way of writing conversations has no option {name!r}",
+                remedy=f"It has {', '.join(known)}" if known else "It has none",
+            )
 
 
 def _thinks(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, bool]:

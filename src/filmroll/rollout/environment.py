@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from filmroll.render.answer import Answer
 from filmroll.render.messages import Message
 
 
@@ -42,6 +44,8 @@ class Retry:
 
 
 Reply = Sequence[Message] | Rewrite | Retry
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that a model may call, each as OpenAI's API describes one: `{"type": "function", "function": {...}}`."""
 
 
 class Episode(ABC):
@@ -54,6 +58,10 @@ class Episode(ABC):
     """The messages that the next answer is to, every image as its ImageRef. The worker keeps it; a Rewrite that is
     made from it puts no image again."""
 
+    tools: Tools | None = None
+    """What the model may call. It stands in the first prompt, so it is settled when `begin` returns; a Rewrite may
+    come with others."""
+
     tries: int = 1
     """How many answers the next prompt gets. `rate` compares them, and the conversation goes on with the best."""
 
@@ -62,10 +70,14 @@ class Episode(ABC):
         """The first messages. Images are whatever a store takes: PIL, bytes, arrays, data: URIs, paths."""
 
     @abstractmethod
-    async def reply(self, answer: str) -> Reply:
-        """The messages after the model's answer; none ends the episode."""
+    async def reply(self, answer: Answer) -> Reply:
+        """The messages after the model's answer; none ends the episode.
 
-    async def rate(self, answers: Sequence[str]) -> Sequence[float]:
+        An answer is a str. Beside its text are `tool_calls`, with `arguments` as a dict; `broken_calls`,
+        as they were written; and `reasoning`. What a tool gave goes back as a message with the role "tool".
+        """
+
+    async def rate(self, answers: Sequence[Answer]) -> Sequence[float]:
         """What each of several answers to one prompt is worth; asked only where `tries` is above 1.
 
         The first of the best goes on and has the reward of the rollout; each other one ends its
@@ -77,8 +89,8 @@ class Episode(ABC):
     def score(self) -> Score:
         """Called once, after the episode has ended."""
 
-    def demonstration(self) -> str:
-        """What a teacher would answer now, for supervised warm-up."""
+    def demonstration(self) -> str | Message:
+        """What a teacher would answer now, for supervised warm-up: a text, or a message with tool calls."""
         raise NotImplementedError(f"{type(self).__name__} has no demonstrations")
 
     async def close(self) -> None:  # noqa: B027 - most episodes hold nothing

@@ -11,10 +11,11 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from filmroll.errors import ConfigError, RenderError
-from filmroll.render import Rendered, Renderer, RendererPool
+from filmroll.render import Answer, Rendered, Renderer, RendererPool
+from filmroll.render.messages import Message
 from filmroll.rollout.client import Completion
 from filmroll.rollout.conversation import Conversation
-from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
+from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite, Tools
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
@@ -96,7 +97,7 @@ class Worker:
         """The same episode with a teacher's answers, one to a prompt, as a trajectory to learn from."""
 
         async def taught(_prompt: Rendered, episode: Episode, _turn: int) -> list[_Answer]:
-            tokens = await self._renderers.run(self._answer_tokens, episode.demonstration())
+            tokens = await self._renderers.run(self._answer_tokens, episode.demonstration(), episode.tools)
             return [_Answer(tokens, [0.0] * len(tokens), -1, "demonstration")]
 
         return await self._play(task, taught)
@@ -108,10 +109,11 @@ class Worker:
         finally:
             await episode.close()
 
-    def _answer_tokens(self, answer: str) -> list[int]:
+    def _answer_tokens(self, answer: str | Message, tools: Tools | None) -> list[int]:
         """The answer's tokens as a model would sample them, its stop token included."""
+        whole = {"content": answer} if isinstance(answer, str) else answer
         rendered = self.renderer.render(
-            [{"role": "user", "content": ""}, {"role": "assistant", "content": answer}], add_generation_prompt=False
+            [{"role": "user", "content": ""}, {**whole, "role": "assistant"}], tools=tools, add_generation_prompt=False
         )
         tokens = [token for token, sampled in zip(rendered.logical, rendered.sampled, strict=True) if sampled]
         if not tokens:
@@ -125,7 +127,6 @@ class _Play:
     def __init__(self, renderers: RendererPool, task: RolloutTask, episode: Episode) -> None:
         self._task = task
         self._episode = episode
-        self._renderer = renderers.renderer
         self._trajectory = Trajectory(task.name, renderers.renderer.family.placeholders.pad)
         self._conversation = Conversation(renderers, self._trajectory)
         self._request_bytes = self._requests = self._images_sent = 0
@@ -133,7 +134,7 @@ class _Play:
 
     async def to_the_end(self, answerer: Answerer) -> Played:
         conversation = self._conversation
-        await conversation.begin(await self._episode.begin())
+        await conversation.begin(await self._episode.begin(), self._episode.tools)
         for turn in range(self._task.max_turns):
             self._episode.conversation = conversation.messages
             answers = await answerer(conversation.prompt, self._episode, turn)
@@ -143,7 +144,7 @@ class _Play:
             if isinstance(reply, Retry | Rewrite):
                 self._trajectory.score(answered, _finite(reply.reward))
                 if isinstance(reply, Rewrite) and not last:
-                    await conversation.begin(reply.messages)
+                    await conversation.begin(reply.messages, self._episode.tools)
             elif not reply:
                 break
             elif not last:
@@ -165,29 +166,30 @@ class _Play:
             finish_reason=answer.finish_reason,
         )
 
-    async def _best(self, answered: Sequence[int]) -> tuple[int, str]:
-        """The answer that the conversation goes on with: its node and its text."""
-        texts = [self._renderer.parse(self._trajectory.nodes[node].token_ids.tolist()) for node in answered]
+    async def _best(self, answered: Sequence[int]) -> tuple[int, Answer]:
+        """The answer that the conversation goes on with: its node and what it says."""
+        answers = [self._conversation.heard(node) for node in answered]
         if len(answered) == 1:
-            return answered[0], texts[0]
-        ratings = list(await self._episode.rate(texts))
-        if len(ratings) != len(texts):
+            return answered[0], answers[0]
+        ratings = list(await self._episode.rate(answers))
+        if len(ratings) != len(answers):
             raise ConfigError(
-                f"{type(self._episode).__name__}.rate gave {len(ratings)} ratings for {len(texts)} answers",
+                f"{type(self._episode).__name__}.rate gave {len(ratings)} ratings for {len(answers)} answers",
                 remedy="It must rate each answer, in order",
             )
         best = max(range(len(ratings)), key=ratings.__getitem__)
         for place, (node, rating) in enumerate(zip(answered, ratings, strict=True)):
             if place != best:
                 self._trajectory.score(node, _finite(rating))
-        return answered[best], texts[best]
+        return answered[best], answers[best]
 
     def _score(self) -> None:
         score = self._episode.score()
         self._trajectory.reward = _finite(score.reward)
         self._trajectory.metrics = score.metrics
         self._trajectory.expected = score.expected
-        self._trajectory.answer = score.answer
+        # An Answer is a str too, and a trajectory holds plain ones.
+        self._trajectory.answer = str(score.answer)
 
 
 Reward = TypeVar("Reward", float, float | None)
