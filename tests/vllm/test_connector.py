@@ -26,6 +26,7 @@ from filmroll.errors import (
     StoreUnavailableError,
 )
 from filmroll.image import ImageRef
+from filmroll.materialize.watch import Watch
 from filmroll.store import Limits, Store, open_store
 from tests.store.servers.endpoint import BUCKET
 from tests.store.servers.moto import started_moto
@@ -122,6 +123,34 @@ def test_limits_hold_for_what_others_have_put(tmp_path: Path) -> None:
         images(open_store(tmp_path, Limits(max_pixels=100))).read(ref.uri)
     with pytest.raises(FilmrollError):
         images(open_store(tmp_path, Limits(max_bytes=100))).read(ref.uri)
+
+
+class Seen(Watch):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def found(self) -> None:
+        self.told.append("found")
+
+    def missed(self) -> None:
+        self.told.append("missed")
+
+    def read(self, nbytes: int, seconds: float) -> None:
+        self.told.append(nbytes)
+
+    def decoded(self, seconds: float) -> None:
+        self.told.append("decoded")
+
+
+def test_what_is_done_is_counted(tmp_path: Path) -> None:
+    store, seen = open_store(tmp_path), Seen()
+    ref = store.put(noise(1))
+    held = StoredImages(store, cache_bytes=1 << 20, readers=1, watch=seen)
+    held.read(ref.uri)
+    held.read(ref.uri)
+    assert seen.told == ["missed", ref.nbytes, "decoded", "found"]
 
 
 class Counting(Store):

@@ -13,6 +13,7 @@ request does not; `GracefulHTTPError`, which becomes an answer of its status.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from PIL import Image
 
 from filmroll.errors import FilmrollError, ImageSourceError
 from filmroll.materialize.cache import Cache
+from filmroll.materialize.watch import Watch
 from filmroll.pixels.decode import decode
 from filmroll.store import Store
 
@@ -52,10 +54,12 @@ class Stored:
 class StoredImages:
     """A store's images by their urls, each read, verified and decoded once while it fits into `cache_bytes`."""
 
-    def __init__(self, store: Store, *, cache_bytes: int, readers: int) -> None:
+    def __init__(self, store: Store, *, cache_bytes: int, readers: int, watch: Watch | None = None) -> None:
         self._store = store
+        self._watch = watch or Watch()
         self._root = unquote(store.shelf.uri(""))
         self._cache: Cache[str, Stored] = Cache(cache_bytes)
+        self._cache.watch = self._watch
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="filmroll-connector")
 
     def has_place_for(self, url: Any) -> bool:
@@ -74,8 +78,13 @@ class StoredImages:
         return await asyncio.shield(asyncio.wrap_future(begun))
 
     def _develop(self, url: str) -> Stored:
+        begun = time.perf_counter()
         data = self._store.read_at(url)
-        return Stored(Image.fromarray(decode(data, max_pixels=self._store.limits.max_pixels)), data)
+        read = time.perf_counter()
+        self._watch.read(len(data), read - begun)
+        picture = Image.fromarray(decode(data, max_pixels=self._store.limits.max_pixels))
+        self._watch.decoded(time.perf_counter() - read)
+        return Stored(picture, data)
 
 
 def connect(images: StoredImages) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from filmroll.engine.statistics import shared_statistics
 from filmroll.engine.vllm import connector, inside
 from filmroll.engine.vllm.identity import part_identity
 from filmroll.engine.vllm.references import answered
@@ -36,9 +37,12 @@ class ContentParts:
         store = settings.open_store()
         self._images: connector.StoredImages | None = None
         self._fetches = connector.is_chosen()
+        self._statistics = shared_statistics()
         self._families = {family.recipe: family for family in families}
         if store is not None:
-            self._images = connector.StoredImages(store, cache_bytes=settings.cache_bytes, readers=settings.readers)
+            self._images = connector.StoredImages(
+                store, cache_bytes=settings.cache_bytes, readers=settings.readers, watch=self._statistics
+            )
             connector.connect(self._images)
         elif self._fetches:
             raise ConfigError(
@@ -57,6 +61,14 @@ class ContentParts:
         A receipt is added where every image was read from the store in this very request.
         """
         inside.answer_errors(raw_request, answered)
+        self._statistics.add(requests=1)
+        try:
+            return await self._served(request, raw_request)
+        except FilmrollError as error:
+            self._statistics.reject(error.code)
+            raise
+
+    async def _served(self, request: Any, raw_request: Any) -> Any:
         parts = inside.pictures_by_url(request)
         family = next(iter(self._families.values()))
         names = [self._name(part, index) for index, part in enumerate(parts)]
@@ -70,7 +82,9 @@ class ContentParts:
             raise problem.at(field=FIELD, index=[part.get("url") for part in parts].index(url)) from None
         if not (self._fetches and all(map(self._is_stored, parts))):
             return answer
-        return inside.with_receipt(answer, Receipt(*[len(parts)] * 4))
+        receipt = Receipt(*[len(parts)] * 4)
+        self._statistics.add_receipt(receipt)
+        return inside.with_receipt(answer, receipt)
 
     def _is_stored(self, part: Any) -> bool:
         return self._images is not None and self._images.has_place_for(part.get("url"))
