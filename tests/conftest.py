@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +43,20 @@ class Served:
     url: str
     store: Path
     weights: Path
+    pid: int
+
+
+@contextmanager
+def serving(model: Path, store: Path, weights: Path) -> Iterator[Served]:
+    command = [sys.executable, "-c", SERVE, str(model), str(store), str(weights)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Served(process.stdout.readline().strip(), store, weights, process.pid)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="session")
 def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    store, weights = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("weights")
-    command = [sys.executable, "-c", SERVE, str(tiny_model), str(store), str(weights)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Served(process.stdout.readline().strip(), store, weights)
-        finally:
-            process.kill()
+    with serving(tiny_model, tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("weights")) as served:
+        yield served
