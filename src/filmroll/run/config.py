@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
+from filmroll.render.markup import Typed
 from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
@@ -77,6 +78,22 @@ class MultimodalConfig(Section):
         if self.mode == "inline" and (self.store or self.cache):
             raise ValueError("mode inline keeps images nowhere: leave store and cache empty")
         return self
+
+
+class RenderConfig(Section):
+    """The `[render]` section: how conversations become tokens."""
+
+    typed: Typed = "refuse"
+    """What becomes of special tokens that a text spells out: its rollout fails, or they stay the text they are."""
+    options: dict[str, bool | int | float | str] = {}
+    """Switches of the model's chat template or text renderer, such as enable_thinking or add_vision_id."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _read(cls, options: Any) -> Any:
+        """A flag says `name=false` in words; a template would take the word for true."""
+        words = {"true": True, "false": False}
+        return {k: words.get(v, v) if isinstance(v, str) else v for k, v in dict(options).items()}
 
 
 class TransportConfig(Section):
@@ -162,6 +179,7 @@ class Config(BaseSettings):
     run: RunConfig = RunConfig()
     environment: EnvironmentConfig = ColorCodewordConfig()
     multimodal: MultimodalConfig = MultimodalConfig()
+    render: RenderConfig = RenderConfig()
     transport: TransportConfig = TransportConfig()
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()

@@ -17,6 +17,7 @@ from anyio import to_thread
 
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
+from filmroll.render.renderer import check_options
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import TINY, Config, RlConfig, WarmupConfig
@@ -61,8 +62,9 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
     try:
         if config.model == TINY:
             _build_tiny_model(run.model, config.seed)
-        # Said here, a wrong model is one clear error; said by a process, it would be a process that ended.
+        # Said here, a wrong model or option is one clear error; said by a process, it would be a process that ended.
         load_family(model_dir(run, config))
+        check_options(model_dir(run, config), config.render.options)
         asyncio.run(_train(config, run, observe))
     except BaseException as error:
         run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))

@@ -62,7 +62,13 @@ def run_worker(run: RunDirectory, name: str) -> None:
 
 async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
     longest = max(1, config.engine.max_model_len - config.sampling.max_tokens)
-    renderer = load_renderer(model_dir(run, config), run.open_store(config), max_tokens=longest)
+    renderer = load_renderer(
+        model_dir(run, config),
+        run.open_store(config),
+        typed=config.render.typed,
+        max_tokens=longest,
+        options=config.render.options,
+    )
     environment = make_environment(config.environment)
     switchboard = Switchboard(model_name(config))
     worker = Worker(environment, renderer, switchboard)
