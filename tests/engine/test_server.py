@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Change, str | None, str, int | None]] = {
         features("mm_placeholders", lambda spans: moved(spans, offset=-1000)),
         "request",
         "features.mm_placeholders[...][1].offset",
-        None,
+        1,
     ),
     "list lengths differ": (
         features("mm_hashes", lambda hashes: hashes[:1]),

@@ -20,6 +20,8 @@ from filmroll.wire.receipt import Receipt
 MAX_TOKENS = 2**20
 NO_EVIDENCE = -9999.0
 """What an engine reports where it has no logprob for a token."""
+_IMAGE = re.compile(r"features\.\w+\[\.\.\.\]\[([0-9]+)\]")
+"""A field of the lists that have an entry for each image."""
 _PLACE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _TOKEN = re.compile(r"token_id:([0-9]{1,10})")
 
@@ -170,7 +172,9 @@ def _checked(read: Callable[[], GenerateRequest]) -> GenerateRequest:
         request = read()
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         problem, field = _field(str(error))
-        raise RequestError(f"the request cannot be read: {problem}", field=field) from None
+        image = _IMAGE.match(field or "")
+        index = None if image is None else int(image[1])
+        raise RequestError(f"the request cannot be read: {problem}", field=field, index=index) from None
     if request.features is not None:
         if request.content_parts:
             raise RequestError("images come in content_parts or in features, not in both", field="content_parts")

@@ -16,8 +16,9 @@ signatures has changed, and this file is the one to mend:
 - the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it.
 - configuration: the model's folder, name and length, its number format, `additional_config`, whether
   pixels are normalized on the device, the weight transfer backend, the number of API servers.
-- the application: Starlette's own handlers of exceptions, by class; `state.serving_tokens`; the
-  `router` on which the generate endpoint stands.
+- the application: Starlette's own handlers of exceptions, by class; among them, by its name in the
+  module that registers it, vLLM's `validation_exception_handler(request, error)`, whose error has the
+  `body`; `state.serving_tokens`; the `router` on which the generate endpoint stands.
 
 What is relied on for new weights is in `transfer.py`.
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 SERVING = "vllm.entrypoints.scale_out.token_in_token_out.serving"
 ROUTER = "vllm.entrypoints.scale_out.token_in_token_out.api_router"
+VALIDATION = "vllm.entrypoints.serve.exception_handling.register"
 TRANSFERS = "vllm.distributed.weight_transfer.factory"
 BACKEND = "filmroll"
 """What `--weight-transfer-config` calls weights that come through a folder."""
@@ -106,6 +108,12 @@ def other_images(request: Any) -> str | None:
         return "content_parts"
     brought = request.features is not None and any(request.features.mm_hashes.values())
     return "features.kwargs_data" if brought else None
+
+
+def image_parts(request: Any) -> int | None:
+    """How many images a request brings as content parts; None if it brings none, or other things as well."""
+    kinds = {part.get("type") for part in request.content_parts or ()}
+    return len(request.content_parts) if kinds == {"image_url"} else None
 
 
 def pictures_by_url(request: Any) -> list[dict[str, Any]]:

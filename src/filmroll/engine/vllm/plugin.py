@@ -1,7 +1,8 @@
 """The entry point: vLLM calls `register` in every one of its processes, and only API servers are changed.
 
-Three modules of vLLM are looked at right after they are imported: the one that answers requests, the
-router that it stands on, and, in workers, the list of ways in which weights can come.
+Four modules of vLLM are looked at right after they are imported: the one that answers requests, the
+router that it stands on, the one that says what is wrong with a request, and, in workers, the list of
+ways in which weights can come.
 
 `ServingTokens` is what answers `/inference/v1/generate`. It is wrapped when its module is imported,
 which engine cores and workers never do: there, registering costs nothing. A request without
@@ -35,7 +36,13 @@ WEIGHTS = "filmroll_weights"
 def register() -> None:
     """Have references served wherever this process turns out to be an API server. May be called twice."""
     identity.establish()
-    for name, then in ((inside.SERVING, install), (inside.ROUTER, _add_routes), (inside.TRANSFERS, _add_transfer)):
+    after_import = (
+        (inside.SERVING, install),
+        (inside.ROUTER, _add_routes),
+        (inside.VALIDATION, _speak_for),
+        (inside.TRANSFERS, _add_transfer),
+    )
+    for name, then in after_import:
         if (module := sys.modules.get(name)) is not None:
             then(module)
         elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
@@ -89,6 +96,12 @@ def _add_transfer(module: ModuleType) -> None:
     factory = module.WeightTransferEngineFactory
     if inside.BACKEND not in factory._registry:
         factory.register_engine(inside.BACKEND, "filmroll.engine.vllm.transfer", "FolderTransfer")
+
+
+def _speak_for(module: ModuleType) -> None:
+    from filmroll.engine.vllm import refusals
+
+    refusals.install(module)
 
 
 class _AfterImport(MetaPathFinder):

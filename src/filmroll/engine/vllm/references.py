@@ -117,10 +117,12 @@ class References:
         return inside.with_receipt(answer, receipt)
 
     def admit(self, request: Any, raw_request: Any) -> None:
-        """Refuse a request whose images are no references, if this server takes nothing else."""
+        """Refuse a request whose images are no references, if this server takes nothing else or they do not add up."""
+        inside.answer_errors(raw_request, answered)
+        if self.families:
+            _check_parts(request, self.families[0].placeholders.pad)
         field = inside.other_images(request) if self.only_references else None
         if field is not None:
-            inside.answer_errors(raw_request, answered)
             raise RequestError(
                 "this server takes images as references and in no other way",
                 remedy="Send the mmraw: reference of each image in features.kwargs_data",
@@ -208,6 +210,17 @@ class References:
             name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
             for name, array in levels.items()
         }
+
+
+def _check_parts(request: Any, pad: int) -> None:
+    """vLLM expands pads: with fewer than images it fails inside, with more it answers for some of them."""
+    images, pads = inside.image_parts(request), request.token_ids.count(pad)
+    if images is not None and images != pads:
+        raise RequestError(
+            f"the tokens hold {pads} image pads, there are {images} content parts",
+            remedy="Send the prompt with one pad for each image; the engine expands them",
+            field="content_parts",
+        )
 
 
 def _modality(family: Family) -> str:

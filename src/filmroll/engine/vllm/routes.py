@@ -62,6 +62,7 @@ def describe(references: References, *, weights: bool) -> Capabilities:
         family=families[0].name if families else "",
         fingerprint=families[0].fingerprint if families else "",
         recipes=[family.recipe for family in families],
+        hashes=bool(families),
         weights=weights,
     )
 
