@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-tests test check lint test-s3 test-vllm reliability bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-vllm reliability bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
 
 demo-control: $(READY)  ## the same run with blank images: it must stay at chance
 	$(BIN)/filmroll train examples/color_codeword.toml --environment.images blank --run.directory runs/color-codeword-control
+
+demo-vllm: $(READY) $(VENV)-vllm/.ready  ## the same run, sampled by vLLM on the CPU
+	HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_NO_USAGE_STATS=1 $(BIN)/filmroll train examples/color_codeword_vllm.toml
 
 demo-tests: $(READY)  ## the demo on seeds 0 to 4, its control, and a kill in the middle; about half an hour
 	$(BIN)/python -m pytest -m demo -s tests/demo

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from filmroll.cli_rollouts import rollouts_app
+from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(rollouts_app)
 app.add_typer(store_app)
+app.command(context_settings=MORE_FLAGS)(serve)
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})

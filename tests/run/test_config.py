@@ -173,6 +173,24 @@ def test_what_is_saved_means_the_same_from_any_folder(tmp_path, monkeypatch):
     assert saved.multimodal.store == str(tmp_path / "s")
 
 
+def test_each_kind_of_engine_has_its_own_fields(tmp_path, file):
+    vllm = tmp_path / "vllm.toml"
+    vllm.write_text('[engine]\nkind = "vllm"\nflags = ["--dtype", "float32"]')
+    assert load_config(vllm, ["--engine.replicas", "2"]).engine.flags == ("--dtype", "float32")
+    assert load_config(vllm, ["--engine.flags=--seed-it,no"]).engine.flags == ("--seed-it", "no")
+    with pytest.raises(ConfigError, match=r"engine\.vllm\.threads"):
+        load_config(vllm, ["--engine.threads", "2"])
+    with pytest.raises(ConfigError, match=r"engine\.embedded\.flags"):
+        load_config(file, ["--engine.flags=--dtype"])
+
+
+def test_an_executable_is_found_again_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, saved in (("bin/vllm", str(tmp_path / "bin" / "vllm")), ("vllm", "vllm")):
+        config = config_for(tmp_path, engine={"kind": "vllm", "command": command})
+        assert RunDirectory.create(config).config().engine.command == saved
+
+
 def test_names_that_are_no_folders_stay_as_they_are(tmp_path):
     config = config_for(tmp_path, model="org/name@v1", multimodal={"store": "s3://bucket/${RUN_ID}/images"})
     saved = RunDirectory.create(config).config()

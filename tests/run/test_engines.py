@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 
 PROMPTS, GROUP, TURNS = 8, 8, 3
 TOGETHER = PROMPTS * GROUP
-STEPS = 4
+STEPS = 3
 FLAGS = [
     "--environment.size", "32", "--warmup.steps", "2", "--warmup.batch_size", "8", "--rl.steps", str(STEPS),
     "--rl.prompts", str(PROMPTS), "--rl.rollouts_per_prompt", str(GROUP), "--rl.ahead", "0",
@@ -96,11 +96,10 @@ def events(directory: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in every if event["kind"] == kind]
 
 
-def check_nothing_is_lost_or_trained_twice(directory: Path, restarts: Sequence[int]) -> None:
-    """Every step has all of its rollouts, each trained once, by the weights that were the newest."""
-    trained = rows(directory, "rl")
-    assert [row["step"] for row in trained] == list(range(STEPS))
-    assert [row["engine_restarts"] for row in trained] == list(restarts)
+def check_nothing_is_lost_or_trained_twice(directory: Path, number: int) -> None:
+    """Each of so many steps has all of its rollouts, trained once, by the weights that were the newest."""
+    trained = rows(directory, "rl")[:number]
+    assert [row["step"] for row in trained] == list(range(number))
     names: list[str] = []
     for step, row in enumerate(trained):
         assert (row["rollouts"], row["rollouts_failed"]) == (TOGETHER, 0)
@@ -115,10 +114,10 @@ def check_nothing_is_lost_or_trained_twice(directory: Path, restarts: Sequence[i
         assert {record["step"] for record in records} == {step}
         names += [record["name"] for record in records]
     expected = {
-        f"rl_{step}/prompt_{prompt}/rollout_{number}"
-        for step in range(STEPS)
+        f"rl_{step}/prompt_{prompt}/rollout_{place}"
+        for step in range(number)
         for prompt in range(PROMPTS)
-        for number in range(GROUP)
+        for place in range(GROUP)
     }
     assert len(names) == len(expected)
     assert set(names) == expected
@@ -131,11 +130,30 @@ def test_an_engine_killed_twice_within_rollouts_costs_nothing(tmp_path: Path) ->
         kill_within_rollouts(directory, run, "engine", 2)
         output, complaint = run.communicate(timeout=300)
     assert run.returncode == 0, output + complaint
-    check_nothing_is_lost_or_trained_twice(directory, [0, 1, 1, 0])
+    check_nothing_is_lost_or_trained_twice(directory, STEPS)
+    assert [row["engine_restarts"] for row in rows(directory, "rl")] == [0, 1, 1]
     assert [event["engine"] for event in events(directory, "engine_died")] == ["engine", "engine"]
     assert [event["version"] for event in events(directory, "engine_restarted")] == [1, 2]
     assert "engine restarts" in (directory / "report.html").read_text()
     assert not psutil.pid_exists(announced(directory, "engine")["pid"])
+
+
+def test_of_two_engines_the_other_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(directory, "--engine.replicas", "2", "--rl.steps", "200") as run:
+        kill_within_rollouts(directory, run, "engine-1", 1, share=4)
+        until(lambda: bool(events(directory, "engine_restarted")), run)
+        engines = [announced(directory, name) for name in ("engine-0", "engine-1")]
+        assert requests(engines[0]["endpoint"]) > 0
+        until(lambda: requests(engines[1]["endpoint"]) > 0, run)
+        seeds = [psutil.Process(engine["pid"]).cmdline()[-1] for engine in engines]
+        assert seeds == ["0", "2"], "engines with one seed would sample the same"
+        now = steps(directory)
+        until(lambda: steps(directory) == now + 2, run)
+    trained = rows(directory, "rl")
+    assert sum(row["engine_restarts"] for row in trained) == 1
+    assert {"engine-0", "engine-1"} < set(trained[-1]["memory"])
+    check_nothing_is_lost_or_trained_twice(directory, now + 1)
 
 
 def test_a_run_ends_with_the_last_words_of_an_engine_that_dies_too_often(tmp_path: Path) -> None:

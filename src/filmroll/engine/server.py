@@ -92,7 +92,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
 def serve(
     model_dir: Path,
     store: Store,
-    weights_dir: Path,
+    weights_dir: Path | None,
     *,
     host: str = "127.0.0.1",
     port: int = 0,

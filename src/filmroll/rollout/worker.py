@@ -58,7 +58,9 @@ class _Answer:
 class Sampler(Protocol):
     """Whoever completes a prompt: an EngineClient, or what stands before several."""
 
-    async def generate(self, prompt: Rendered, sampling: SamplingParams, *, request_id: str) -> Completion: ...
+    async def generate(
+        self, prompt: Rendered, sampling: SamplingParams, *, request_id: str, session: str | None = None
+    ) -> Completion: ...
 
 
 Answerer = Callable[[Rendered, Episode, int], Awaitable[list[_Answer]]]
@@ -79,7 +81,7 @@ class Worker:
         sampling = msgspec.structs.replace(task.sampling, stop_token_ids=self.renderer.stop_token_ids)
 
         async def sampled(prompt: Rendered, request_id: str) -> _Answer:
-            done = await self.client.generate(prompt, sampling, request_id=request_id)
+            done = await self.client.generate(prompt, sampling, request_id=request_id, session=task.name)
             return _Answer(
                 done.token_ids, done.logprobs, done.version, done.finish_reason, done.request_bytes, done.receipt
             )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import psutil
 
 from filmroll.errors import RunError
+from filmroll.run import leash
 
 T = TypeVar("T")
 WORDS = 500
@@ -77,6 +79,11 @@ class Child:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             await self.exited
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The same command, which is told to end when this process dies."""
+    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
 
 
 async def race(work: Awaitable[T], *ends: asyncio.Future[Any]) -> asyncio.Future[T]:

@@ -14,6 +14,7 @@ from typing import Any
 from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
+from filmroll.run.engine_config import EngineConfig
 from filmroll.store import HttpSources, Limits, Store, open_store
 from filmroll.store.keys import named_object
 from filmroll.store.nowhere import URL as INLINE_URL
@@ -164,9 +165,17 @@ def _resolved(config: Config, path: Path) -> Config:
     sections = {
         "run": config.run.model_copy(update={"directory": str(path)}),
         "multimodal": chosen.model_copy(update=places),
+        "engine": _placed(config.engine, run_id=path.name),
         "model": config.model if _named(config.model) else str(resolve(config.model, run_id=path.name)),
     }
     return config.model_copy(update=sections)
+
+
+def _placed(engine: EngineConfig, *, run_id: str) -> EngineConfig:
+    """The engine's section, where an executable that is named by its path is named by the whole of it."""
+    if engine.kind == "embedded" or "/" not in engine.command:
+        return engine
+    return engine.model_copy(update={"command": str(resolve(engine.command, run_id=run_id))})
 
 
 def _named(model: str) -> bool:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-from collections.abc import Sequence
 from typing import Self
 
-from filmroll.engine.vllm.launch import VllmServer, find_vllm
+from filmroll.engine.vllm.launch import VllmServer, check_flags, find_vllm
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import RunError
-from filmroll.run import leash
+from filmroll.run.child import leashed
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import VllmEngineConfig
-from filmroll.run.health import LOOPBACK, free_port, until_healthy
+from filmroll.run.health import LOOPBACK, free_port, until_healthy, url_of
 from filmroll.run.launch import Process, announce, role_command
 from filmroll.run.roles import MiB, model_dir, model_name
 
@@ -32,6 +29,7 @@ async def start_engine(name: str, run: RunDirectory, config: Config, seed: int) 
 
 def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, seed: int) -> VllmServer:
     """vLLM's server as the run's configuration asks for it, at a port that is free now."""
+    check_flags(engine.flags)
     chosen = config.multimodal
     told = Settings(
         store=run.store_url(config),
@@ -56,11 +54,6 @@ def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, see
     )
 
 
-def leashed(command: Sequence[str]) -> list[str]:
-    """The same command, which is told to end when this process dies."""
-    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
-
-
 class VllmProcess(Process):
     """vLLM's server. It announces nothing, so it is asked whether it can be spoken to."""
 
@@ -69,7 +62,7 @@ class VllmProcess(Process):
     @classmethod
     async def begin(cls, name: str, run: RunDirectory, server: VllmServer) -> Self:
         process = await cls.start(name, leashed(server.command()), run, server.environment())
-        process.url = server.url
+        process.url = url_of(server.host, server.port)
         return process
 
     async def endpoint(self) -> str:

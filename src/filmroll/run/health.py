@@ -9,14 +9,22 @@ from contextlib import suppress
 import aiohttp
 
 LOOPBACK = "127.0.0.1"
+_EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - who listens at all addresses is asked at one
 _POLL = 0.2
 _ANSWER = aiohttp.ClientTimeout(total=10)
 
 
-def free_port(host: str = LOOPBACK) -> int:
-    """A port that nobody listens at now."""
-    with socket.create_server((host, 0)) as taken:
+def free_port(host: str = LOOPBACK, port: int = 0) -> int:
+    """A port that nobody listens at now: this one, or an OSError; any for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as taken:
         return int(taken.getsockname()[1])
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a server that listens there can be asked."""
+    asked = _EVERYWHERE.get(host, host)
+    return f"http://[{asked}]:{port}" if ":" in asked else f"http://{asked}:{port}"
 
 
 async def until_healthy(url: str) -> None:

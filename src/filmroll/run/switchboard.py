@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from filmroll.errors import EngineUnavailableError
 from filmroll.render import Rendered
 from filmroll.rollout.client import Completion, EngineClient
+from filmroll.run.child import race
 from filmroll.wire.generate import SamplingParams
 
 NOTICE_S = 20.0
@@ -24,16 +26,20 @@ class Connect(msgspec.Struct, frozen=True):
 
 
 class _Line:
-    """A client, and how many requests use it."""
+    """A client, and how many requests use it. `gone` is done once all of its engines are."""
 
     def __init__(self, connect: Connect, model: str) -> None:
-        self.client = EngineClient(connect.engines[0], model)
+        self.engines = frozenset(connect.engines)
+        self.client = EngineClient(connect.engines, model)
         self.calls = 0
         self.closing = False
+        self.gone = asyncio.get_running_loop().create_future()
 
-    async def hang_up(self) -> None:
-        """Close it once its last request has ended."""
+    async def hang_up(self, engines: Sequence[str]) -> None:
+        """Close it once its last request has ended. Where none of its engines is among these, no request waits."""
         self.closing = True
+        if not self.engines.intersection(engines):
+            self.gone.set_result(None)
         if not self.calls:
             await self.client.close()
 
@@ -54,9 +60,11 @@ class Switchboard:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if before is not None:
-            await before.hang_up()
+            await before.hang_up(now.engines)
 
-    async def generate(self, prompt: Rendered, sampling: SamplingParams, *, request_id: str) -> Completion:
+    async def generate(
+        self, prompt: Rendered, sampling: SamplingParams, *, request_id: str, session: str | None = None
+    ) -> Completion:
         """One completion; as long as engines are being started, it is waited for."""
         while True:
             line, changed = self._line, self._changed
@@ -64,7 +72,9 @@ class Switchboard:
                 await changed.wait()
                 continue
             try:
-                return await self._ask(line, prompt, sampling, request_id)
+                asked = await race(self._ask(line, prompt, sampling, request_id, session), line.gone)
+                if asked.done():
+                    return asked.result()
             except EngineUnavailableError:
                 if not self._missing and not changed.is_set():
                     with suppress(TimeoutError):
@@ -73,10 +83,12 @@ class Switchboard:
                     raise
                 await changed.wait()
 
-    async def _ask(self, line: _Line, prompt: Rendered, sampling: SamplingParams, request_id: str) -> Completion:
+    async def _ask(
+        self, line: _Line, prompt: Rendered, sampling: SamplingParams, request_id: str, session: str | None
+    ) -> Completion:
         line.calls += 1
         try:
-            return await line.client.generate(prompt, sampling, request_id=request_id)
+            return await line.client.generate(prompt, sampling, request_id=request_id, session=session)
         finally:
             line.calls -= 1
             if line.closing and not line.calls:

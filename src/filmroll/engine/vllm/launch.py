@@ -39,10 +39,6 @@ class VllmServer:
     seed: int = 0
     flags: Sequence[str] = ()
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
-
     def command(self) -> list[str]:
         model, revision = name_and_revision(self.model)
         return [

@@ -1,0 +1,97 @@
+"""Engines that serve until they are told to end: no run, no restarts, and a clear word when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from filmroll.run.child import Child, leashed
+from filmroll.run.health import until_healthy
+
+PATIENCE_S = 30.0
+"""How long requests under way may take when all are told to end."""
+LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One server to start: how, with which variables beside the present ones, and where it will be."""
+
+    number: int
+    command: Sequence[str]
+    url: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+Ready = Callable[[Replica, int], None]
+"""Told of a replica, and of its process id, once it answers."""
+Say = Callable[[str], None]
+"""Given what replicas print, line by line."""
+
+
+async def serve(replicas: Sequence[Replica], ready: Ready, say: Say) -> None:
+    """Serve until SIGTERM or SIGINT, which end all. A replica that ends by itself is a RunError, and ends all, too."""
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    served = [await _Served.start(replica, say) for replica in replicas]
+    work = [asyncio.ensure_future(one) for one in (told.wait(), *(one.serve(ready) for one in served))]
+    try:
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+    finally:
+        for one in work:
+            one.cancel()
+        await asyncio.gather(*(one.stop(PATIENCE_S) for one in served))
+
+
+class _Served(Child):
+    """A replica's process, whose lines are passed on and the last of which is remembered."""
+
+    def __init__(self, replica: Replica, process: asyncio.subprocess.Process, say: Say) -> None:
+        super().__init__(f"replica {replica.number}", process, lambda: self._last)
+        self._replica = replica
+        self._say = say
+        self._last = ""
+        self._listening = asyncio.create_task(self._listen(process.stdout))
+
+    @classmethod
+    async def start(cls, replica: Replica, say: Say) -> _Served:
+        process = await asyncio.create_subprocess_exec(
+            *leashed(replica.command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **replica.environment},
+            limit=LINE_BYTES,
+            start_new_session=True,
+        )
+        return cls(replica, process, say)
+
+    async def serve(self, ready: Ready) -> None:
+        """Say when it is ready; a RunError when it has ended."""
+        try:
+            await self.watch(until_healthy(self._replica.url))
+            ready(self._replica, self.pid)
+            await asyncio.wait({self.exited})
+        finally:
+            if self.exited.done():
+                await self._listening
+        raise self.lost()
+
+    async def _listen(self, output: asyncio.StreamReader | None) -> None:
+        while output is not None:
+            try:
+                line = await output.readline()
+            except ValueError:
+                # Longer than a line may be: passed over.
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._last = text or self._last
+            self._say(f"replica {self._replica.number} | {text}")
