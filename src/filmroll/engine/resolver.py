@@ -173,7 +173,8 @@ class Visit:
             if not elsewhere[-1]:
                 with named(claims.field, index):
                     weights[descriptor.identity] = self._resolver.weigh(descriptor.image)
-        await self._held.enter_async_context(self._resolver._pixels.passed(weights))
+        if weights:
+            await self._held.enter_async_context(self._resolver._pixels.passed(weights))
         loads = [partial(self._resolver.load, *one) for one in zip(claims.descriptors, elsewhere, strict=True)]
         pictures: list[Picture | None] = await self.each(loads, claims.field)
         self._resolver.remembered.add(claims.texts)

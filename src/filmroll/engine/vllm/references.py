@@ -113,7 +113,8 @@ class References:
                 answer = await self._answer(request, raw_request, prompt, sent)
         images = len(prompt.identities)
         receipt = Receipt(images, images, images, images)
-        self._statistics.add_receipt(receipt)
+        if not inside.is_refusal(answer):
+            self._statistics.add_receipt(receipt)
         return inside.with_receipt(answer, receipt)
 
     def admit(self, request: Any, raw_request: Any) -> None:
