@@ -1,10 +1,10 @@
-"""What a test does to a server from inside: the next version that its engine takes is taken, and then an error."""
+"""What a test does to a server from inside: the next versions that its engine takes are taken, and then an error."""
 
 from __future__ import annotations
 
 from typing import Any
 
-PATH = "/break-the-next-update"
+PATH = "/break-the-next-updates"
 
 
 async def breaking(request: Any, call_next: Any) -> Any:
@@ -13,11 +13,15 @@ async def breaking(request: Any, call_next: Any) -> Any:
         return await call_next(request)
     from starlette.responses import JSONResponse
 
-    client = request.app.state.engine_client
+    client, times = request.app.state.engine_client, (await request.json())["times"]
+    whole = client.update_weights
 
     async def update_weights(**wanted: Any) -> None:
-        del client.update_weights
-        await client.update_weights(**wanted)
+        nonlocal times
+        times -= 1
+        if not times:
+            del client.update_weights
+        await whole(**wanted)
         raise RuntimeError("a worker ran out of memory")
 
     client.update_weights = update_weights

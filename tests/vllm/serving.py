@@ -75,6 +75,12 @@ class Server:
         response = self._http.post(path, json=body)
         return Answer(response.status_code, response.json() if response.content else {}, response.headers)
 
+    def answers(self) -> bool:
+        try:
+            return self._http.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def get(self, path: str) -> Answer:
         response = self._http.get(path)
         return Answer(response.status_code, response.json(), response.headers)

@@ -15,6 +15,7 @@ from filmroll.engine.vllm.identity import KEY, establish, identity
 from filmroll.engine.vllm.inside import forbid_tokens
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
+from filmroll.engine.vllm.weights import weights_of
 from filmroll.errors import ConfigError, RequestError
 from filmroll.image import ImageRef
 from filmroll.wire.descriptor import ImageDescriptor
@@ -107,6 +108,23 @@ def test_tokens_that_are_never_sampled_are_not_the_only_ones_allowed() -> None:
 def test_settings_that_are_none_are_refused_by_name(told: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_settings(told)
+
+
+@pytest.mark.parametrize(
+    ("server", "remedy"),
+    [
+        ({"weight_transfer": None}, "--weight-transfer-config"),
+        ({"weight_transfer": "nccl"}, "--weight-transfer-config"),
+        ({"api_servers": 2}, "--api-server-count 1"),
+        ({"quantization": "fp8"}, "checkpoint that the trainer started with"),
+    ],
+)
+def test_a_server_that_could_not_take_its_weights_does_not_start(server: dict[str, object], remedy: str) -> None:
+    good = {"settings": {"weights": "/weights"}, "weight_transfer": "filmroll", "api_servers": 1, "quantization": None}
+    with pytest.raises(ConfigError) as caught:
+        weights_of(SimpleNamespace(**(good | server)))
+    assert remedy in caught.value.remedy
+    assert weights_of(SimpleNamespace(settings=None)) is None
 
 
 def test_names_follow_from_bytes_and_recipe_and_from_the_servers_key(monkeypatch: pytest.MonkeyPatch) -> None:

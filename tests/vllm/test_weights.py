@@ -46,7 +46,7 @@ def trainer(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def started(desk: Desk, trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "vllm.log"
     told = {"store": str(desk.store_dir), "cache_bytes": 0, "weights": str(trainer.folder)}
-    with serving(desk.model, desk.store_dir, log, told, FLAGS) as server:
+    with serving(desk.model, desk.outside, log, told, FLAGS) as server:
         assert server.get(INFO).body == {"version": 0}
         yield server
 
@@ -94,7 +94,7 @@ def test_what_fails_while_it_is_loaded_is_undone(
         update(started, before)
     body = desk.request([desk.picture(350)])
     processes = started.processes()
-    assert started.post(BREAK, {}).status == 200
+    assert started.post(BREAK, {"times": 1}).status == 200
     failed = started.post(UPDATE, {"version": 1})
     assert (failed.status, failed.error["type"], failed.error["param"]) == (502, "engine", "version")
     assert "memory" not in failed.error["message"]

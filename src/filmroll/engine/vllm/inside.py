@@ -15,7 +15,8 @@ signatures has changed, and this file is the one to mend:
   a handle.
 - the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it.
 - configuration: the model's folder, name and length, its number format, `additional_config`, whether
-  pixels are normalized on the device, the weight transfer backend, the number of API servers.
+  pixels are normalized on the device, the weight transfer backend, quantization, the number of API
+  servers.
 - the application: Starlette's own handlers of exceptions, by class; among them, by its name in the
   module that registers it, vLLM's `validation_exception_handler(request, error)`, whose error has the
   `body`; `state.serving_tokens`; the `router` on which the generate endpoint stands.
@@ -286,6 +287,12 @@ class Server:
         """The backend that was chosen for new weights."""
         chosen = self._config.weight_transfer_config
         return None if chosen is None else str(chosen.backend)
+
+    @property
+    def quantization(self) -> str | None:
+        """How its weights are made smaller."""
+        chosen = self._config.model_config.quantization
+        return None if chosen is None else str(chosen)
 
     @property
     def api_servers(self) -> int:

@@ -15,6 +15,8 @@ Imports vllm, so only a process of vLLM's own imports this.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -49,6 +51,7 @@ class Engine:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._ended = False
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -57,7 +60,8 @@ class Engine:
             await self._client.pause_generation(mode="wait", clear_cache=False)
             yield
         finally:
-            await self._client.resume_generation()
+            if not self._ended:
+                await self._client.resume_generation()
 
     async def forget(self) -> None:
         """Drop what was computed with the weights in use: keys and values, and images' features; pixels stay."""
@@ -82,6 +86,11 @@ class Engine:
     async def load_checkpoint(self) -> None:
         """Have every worker take the weights that it started with."""
         await self._client.collective_rpc("reload_weights")
+
+    def end(self) -> None:
+        """Have the server end, and nothing be sampled any more."""
+        self._ended = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     async def name(self, version: int) -> None:
         """Call the weights in use this in answers."""

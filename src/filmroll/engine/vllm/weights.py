@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.outline import outline, shapes
 from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import check_weights
-from filmroll.errors import ConfigError, EngineError
+from filmroll.errors import ConfigError, EngineError, EngineUnavailableError
 
 if TYPE_CHECKING:
     from filmroll.engine.vllm.transfer import Checked, Engine
@@ -27,8 +25,6 @@ log = logging.getLogger(__name__)
 
 def weights_of(server: inside.Server) -> Weights | None:
     """What updates the server's weights; None if it was told of no folder to take them from."""
-    from filmroll.engine.vllm.transfer import Engine
-
     folder = read_settings(server.settings).weights
     if folder is None:
         return None
@@ -42,6 +38,14 @@ def weights_of(server: inside.Server) -> Weights | None:
             f"weights are to be taken from a folder, but there are {server.api_servers} API servers",
             remedy="Start it with --api-server-count 1: updates must come one after the other",
         )
+    if server.quantization is not None:
+        raise ConfigError(
+            f"weights are to be taken from a folder, but vLLM's are quantized ({server.quantization})",
+            remedy="Serve the checkpoint that the trainer started with",
+        )
+    # Not above: this is vLLM's own.
+    from filmroll.engine.vllm.transfer import Engine
+
     return Weights(Engine(server.engine), server.model, Path(folder))
 
 
@@ -104,7 +108,9 @@ class Weights:
     async def _undo(self) -> None:
         try:
             await (self._engine.load_checkpoint() if self._loaded is None else self._engine.load(self._loaded))
-        except Exception:
-            log.critical("the weights before are not to be had either: the server ends, what it has is no version")
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise
+        except Exception as error:
+            log.critical("the weights before cannot be loaded either: what the engine has is of no version")
+            self._engine.end()
+            raise EngineUnavailableError(
+                "vLLM could load neither this version nor the one before; the server ends", remedy="Start it again"
+            ) from error
