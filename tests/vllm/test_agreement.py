@@ -6,13 +6,17 @@ import asyncio
 
 import numpy as np
 import pytest
+import torch
 
 from filmroll.engine.embedded import EmbeddedEngine
 from filmroll.materialize import Materializer
+from filmroll.materialize.feed import load_model, suppress
+from filmroll.pixels.decode import decode
 from filmroll.render import load_renderer
 from filmroll.rollout.client import EngineClient
 from filmroll.wire.generate import SamplingParams, request_from
 from filmroll.wire.reference import write_reference
+from tests.plain import plain_inputs
 from tests.vllm.conversations import Desk
 from tests.vllm.serving import Answer, Server
 
@@ -56,8 +60,7 @@ def test_references_say_what_tensors_say_over_many_turns(vllm: Server, desk: Des
         assert_same(vllm.generate(body | {"features": references}), vllm.generate(desk.with_tensors(body, features)))
 
 
-def test_both_engines_say_the_same(served: tuple[Server, Desk]) -> None:
-    vllm, desk = served
+def test_both_engines_say_the_same(vllm: Server, desk: Desk) -> None:
     bodies = [
         desk.request([desk.picture(20 + 3 * number + one) for one in range(number)], seed=number, family=desk.pillow)
         for number in range(4)
@@ -79,6 +82,25 @@ def test_both_engines_say_the_same(served: tuple[Server, Desk]) -> None:
         np.testing.assert_allclose(
             answer.logprobs, [one.logprob for one in choice.logprobs.content], atol=TOLERANCE, rtol=0
         )
+
+
+def test_the_models_own_forward_says_the_same(tiled_vllm: Server, tiled_desk: Desk) -> None:
+    """Of a family that the embedded engine does not run, on the pixels that the trainer makes."""
+    family = tiled_desk.pillow
+    model = load_model(tiled_desk.model)
+    for count in (1, 2):
+        pictures = [tiled_desk.picture(40 + 3 * count + one) for one in range(count)]
+        body = tiled_desk.request(pictures, seed=count, family=family)
+        answer = tiled_vllm.generate(body)
+        decoded = [decode(tiled_desk.store.read(picture), max_pixels=1 << 20) for picture in pictures]
+        row = [*body["token_ids"], *answer.tokens]
+        with torch.inference_mode():
+            logits = model(**plain_inputs(family, [row], family.pixels(decoded))).logits[
+                0, len(body["token_ids"]) - 1 :
+            ]
+        logprobs = suppress(logits[:-1], family).log_softmax(-1)
+        given = logprobs[range(len(answer.tokens)), answer.tokens]
+        np.testing.assert_allclose(answer.logprobs, given, atol=TOLERANCE, rtol=0)
 
 
 def test_the_client_of_rollouts_needs_no_change(vllm: Server, desk: Desk) -> None:
