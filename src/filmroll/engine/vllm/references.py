@@ -20,7 +20,7 @@ from filmroll.engine.statistics import shared_statistics
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.identity import identity
 from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
-from filmroll.errors import ConfigError, FilmrollError, RequestError
+from filmroll.errors import ConfigError, FilmrollError, PlacementError, RequestError
 from filmroll.families import Family, load_family
 from filmroll.families.base import Arrays
 from filmroll.families.recipe import Backend
@@ -120,6 +120,7 @@ class References:
     def admit(self, request: Any, raw_request: Any) -> None:
         """Refuse a request whose images are no references, if this server takes nothing else or they do not add up."""
         inside.answer_errors(raw_request, answered)
+        _check_id(request)
         if self.families:
             _check_parts(request, self.families[0].placeholders.pad)
         field = inside.other_images(request) if self.only_references else None
@@ -129,6 +130,8 @@ class References:
                 remedy="Send the mmraw: reference of each image in features.kwargs_data",
                 field=field,
             )
+        if self.only_references and self.families:
+            _check_blind(request, self.families[0].placeholders.image)
 
     def _check_model(self, family: Family) -> None:
         """The arguments made here for vLLM's model are those that vLLM makes, or the server does not start."""
@@ -157,6 +160,7 @@ class References:
                 await asyncio.shield(self.server.forget(prompt.identities))
 
     async def _prompt(self, visit: Visit, request: Any) -> Prompt:
+        _check_id(request)
         wanted = await visit.run(lambda: inside.wire_request(request))
         if len(wanted.token_ids) >= self.server.max_model_len:
             raise RequestError(
@@ -184,7 +188,11 @@ class References:
                 items = await self._items(visit, prompt, everything=True)
                 sent = await self.server.enter(prompt.identities, items, resend=resend)
             if sent is None:
-                raise FilmrollError("vLLM's cache has no room for the images of this prompt together")
+                raise RequestError(
+                    "vLLM's cache has no room for the images of this prompt together",
+                    remedy="Send fewer or smaller images, or start vLLM with a larger --mm-processor-cache-gb",
+                    field=prompt.claims.field,
+                )
         return sent
 
     async def _items(self, visit: Visit, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
@@ -211,6 +219,24 @@ class References:
             name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
             for name, array in levels.items()
         }
+
+
+def _check_id(request: Any) -> None:
+    """vLLM repeats it in its answer, and fails where it cannot be written."""
+    try:
+        request.request_id.encode()
+    except UnicodeEncodeError:
+        raise RequestError("it holds half of a character", field="request_id") from None
+
+
+def _check_blind(request: Any, placeholder: int) -> None:
+    """vLLM answers a prompt that shows nothing where an image should be."""
+    if placeholder in request.token_ids:
+        raise PlacementError(
+            f"token {request.token_ids.index(placeholder)} is an image placeholder that belongs to no image",
+            remedy="Send a reference and a placement for every image in the prompt",
+            field="token_ids",
+        )
 
 
 def _check_parts(request: Any, pad: int) -> None:
