@@ -130,6 +130,15 @@ def test_a_uuid_alone_finds_what_vllm_has(vllm: Server, desk: Desk) -> None:
     assert vllm.generate(asked(desk, [unknown], url=None)).status == 400
 
 
+def test_an_image_inside_its_url_may_have_its_own_uuid(vllm: Server, desk: Desk) -> None:
+    """As references of runs without a shared store have it; the bytes are compared."""
+    picture = desk.picture(420)
+    inside = vllm.generate(asked(desk, [picture], url=desk.data_uri(picture)))
+    assert_same(inside, vllm.generate(asked(desk, [picture])))
+    broken = vllm.generate(asked(desk, [picture], url=desk.data_uri(picture) + "*"))
+    assert (broken.status, broken.error["param"], broken.error["index"]) == (400, "content_parts", 0)
+
+
 def test_nobody_can_put_another_picture_under_a_stored_ones_name(vllm: Server, desk: Desk) -> None:
     """Not before it was seen, and not after; where the uuid is not compared, it names something else."""
     picture = desk.picture(417)

@@ -2,11 +2,13 @@
 
 vLLM takes the name under which its caches know an image from the part's `uuid`: whoever sends other
 pixels with the uuid of an image would answer for it from then on. So a stored image gets a name that
-follows from its url with a key of the server's own, and the uuid is compared.
+follows from its digest with a key of the server's own, and the uuid is compared.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,10 @@ from filmroll.engine.vllm.references import answered
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
 from filmroll.errors import ConfigError, FilmrollError, FingerprintError, RequestError
 from filmroll.families import Family
+from filmroll.image import INLINE
 from filmroll.materialize.feed import SUPPRESSED
+from filmroll.store import Limits
+from filmroll.store.inline import decoded
 from filmroll.wire.receipt import Receipt
 
 FIELD = "content_parts"
@@ -35,6 +40,7 @@ class ContentParts:
         self.server = server
         settings = read_settings(server.settings)
         store = settings.open_store()
+        self._limits = Limits() if store is None else store.limits
         self._images: connector.StoredImages | None = None
         self._fetches = connector.is_chosen()
         self._statistics = shared_statistics()
@@ -71,7 +77,7 @@ class ContentParts:
     async def _served(self, request: Any, raw_request: Any) -> Any:
         parts = inside.pictures_by_url(request)
         family = next(iter(self._families.values()))
-        names = [self._name(part, index) for index, part in enumerate(parts)]
+        names = await asyncio.to_thread(self._names, parts)
         inside.forbid_tokens(request, family.placeholders.unsampled, SUPPRESSED)
         try:
             answer = await self.server.answer(inside.with_uuids(request, names), raw_request)
@@ -89,27 +95,34 @@ class ContentParts:
     def _is_stored(self, part: Any) -> bool:
         return self._images is not None and self._images.has_place_for(part.get("url"))
 
-    def _name(self, part: Any, index: int) -> str | None:
-        """The name of this part's image in vLLM's caches."""
-        claim, url = _claim(part), part.get("url")
-        try:
-            if self._is_stored(part):
-                named = _NAME.search(url)
-                digest = "" if named is None else named[1]
-                if claim is not None:
-                    self._check(claim, digest)
-                return part_identity(digest)
-            if claim is None:
-                own: str | None = part.get("uuid")
-                return own
-            if url:
-                raise RequestError(
-                    "its uuid names a stored image, its url is of another", remedy="Send the stored image's url with it"
-                )
-            self._check(claim, claim[0])
-            return part_identity(claim[0])
-        except FilmrollError as error:
-            raise error.at(field=FIELD, index=index) from None
+    def _names(self, parts: Sequence[Any]) -> list[str | None]:
+        """The names of the parts' images in vLLM's caches."""
+        names = []
+        for index, part in enumerate(parts):
+            try:
+                names.append(self._name(part))
+            except FilmrollError as error:
+                raise error.at(field=FIELD, index=index) from None
+        return names
+
+    def _name(self, part: Any) -> str | None:
+        claim = _claim(part)
+        if claim is None:
+            own: str | None = part.get("uuid")
+            return part_identity(self._digest(part)) if self._is_stored(part) else own
+        digest = self._digest(part) if part.get("url") else claim[0]
+        self._check(claim, digest)
+        return part_identity(digest)
+
+    def _digest(self, part: Any) -> str:
+        """As much of the image's digest as its url tells, a data: URI all of it; of another url nothing is known."""
+        url = part.get("url")
+        if self._is_stored(part):
+            named = _NAME.search(url)
+            return "" if named is None else named[1]
+        if isinstance(url, str) and url.startswith(INLINE):
+            return hashlib.sha256(decoded(url, self._limits)).hexdigest()
+        return ""
 
     def _check(self, claim: tuple[str, str], digest: str) -> None:
         claimed, recipe = claim
