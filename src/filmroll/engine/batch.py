@@ -6,7 +6,7 @@ H = key-value heads, D = head size, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,8 @@ class Row:
     positions: torch.Tensor
     """[A, T] of the prompt."""
     generator: torch.Generator | None
+    heard: Callable[[int, float], None] | None = None
+    """Told of each token and its logprob, on the model thread: it only hands them on."""
     done: Future[Row] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

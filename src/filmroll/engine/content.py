@@ -60,15 +60,21 @@ def in_references(request: GenerateRequest, family: Family, store: Store, longes
         return request
     images = _described(parts, request.token_ids, family, store, longest)
     expanded = expand(request.token_ids, images, family)
-    features = Features(
-        mm_hashes={"image": [image.image.sha256 for image in images]},
-        mm_placeholders={
-            "image": [Placeholder(offset, image.tokens) for offset, image in zip(expanded.offsets, images, strict=True)]
-        },
-        kwargs_data={"image": [write_reference(image) for image in images]},
-    )
+    features = referring(images, expanded.offsets)
     return msgspec.structs.replace(
         request, token_ids=expanded.token_ids.tolist(), features=features, content_parts=None
+    )
+
+
+def referring(images: Sequence[ImageDescriptor], offsets: Sequence[int]) -> Features | None:
+    """The part of a request that speaks of images, whose placeholders begin at these offsets."""
+    if not images:
+        return None
+    spans = [Placeholder(offset, image.tokens) for offset, image in zip(offsets, images, strict=True)]
+    return Features(
+        mm_hashes={"image": [image.image.sha256 for image in images]},
+        mm_placeholders={"image": spans},
+        kwargs_data={"image": [write_reference(image) for image in images]},
     )
 
 

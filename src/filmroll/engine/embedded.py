@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -44,6 +46,9 @@ OPENERS = 4
 """Threads that put images into the store; apart from the readers, because an image's server may take its time."""
 
 
+Heard = Callable[[int, float], None]
+
+
 class EmbeddedEngine:
     """Serves one checkpoint. Close it, or use it as a context manager.
 
@@ -70,6 +75,7 @@ class EmbeddedEngine:
         bounds: Bounds | None = None,
     ) -> None:
         self.name = name or model_dir.name
+        self.model_dir = model_dir
         self.family = family
         self.materializer = materializer
         self.statistics = Statistics(CollectorRegistry(), runs_model=True)
@@ -107,15 +113,19 @@ class EmbeddedEngine:
         """Whether it was given a folder to take new weights from."""
         return self._weights_dir is not None
 
-    async def generate(self, request: GenerateRequest) -> GenerateAnswer:
-        """Sample one completion. A cancelled call leaves its batch at the next step."""
+    async def generate(self, request: GenerateRequest, *, heard: Heard | None = None) -> GenerateAnswer:
+        """Sample one completion. A cancelled call leaves its batch at the next step.
+
+        `heard` is told of each token and its logprob as soon as it is sampled, on the event loop.
+        """
         self.statistics.add(requests=1)
         try:
+            hearing = None if heard is None else _on_this_loop(heard)
             async with self.resolver.visit() as visit:
                 self._check(request)
                 request = await self._in_references(request)
                 images = await visit.resolve(request)
-                row = await visit.run(lambda: self._row(request, images))
+                row = await visit.run(lambda: self._row(request, images, hearing))
                 self._loop.submit(row)
                 answer = _answer(request, await asyncio.wrap_future(row.done))
         except FilmrollError as error:
@@ -183,14 +193,26 @@ class EmbeddedEngine:
                 field="sampling_params.max_tokens",
             )
 
-    def _row(self, request: GenerateRequest, images: Resolved) -> Row:
+    def _row(self, request: GenerateRequest, images: Resolved, heard: Heard | None) -> Row:
         return Row(
             prompt=request.token_ids,
             params=request.sampling_params,
             images=images,
             positions=prompt_positions(self._model, self.family, request.token_ids, images),
             generator=own_generator(request.sampling_params),
+            heard=heard,
         )
+
+
+def _on_this_loop(heard: Heard) -> Heard:
+    """The same, called from another thread; one whose loop is gone hears nothing."""
+    loop = asyncio.get_running_loop()
+
+    def tell(token: int, logprob: float) -> None:
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(heard, token, logprob)
+
+    return tell
 
 
 def _answer(request: GenerateRequest, row: Row) -> GenerateAnswer:

@@ -67,18 +67,18 @@ def error_answer(error: FilmrollError) -> Response:
     return JSONResponse({"error": error.wire()}, error.status, headers)
 
 
-async def read_body(request: Request) -> bytes:
-    """The body; one that is too large is read on and dropped, for a client that still sends sees no answer."""
+async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
+    """The body; one of more than `most` bytes is read on and dropped, for a client that still sends sees no answer."""
     parts = bytearray()
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size <= MAX_BODY_BYTES:
+        if size <= most:
             parts += part
         elif size > MAX_DROPPED_BYTES:
             break
-    if size > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if size > most:
+        raise HTTPException(413, f"the body is larger than {most} bytes")
     return bytes(parts)
 
 

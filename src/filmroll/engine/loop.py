@@ -224,6 +224,8 @@ class ModelLoop:
         if not isfinite(row.logprobs[-1]):
             _fail([row], EngineError("the model's logits are not finite", remedy="Look at the weights it was given"))
             return True
+        if row.heard is not None:
+            row.heard(row.tokens[-1], row.logprobs[-1])
         if row.finish_reason is None:
             return False
         row.version = self.version

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from filmroll.engine.chat.chat import Chat
 from filmroll.engine.http import answering, http_error, read_body, read_version, while_connected
 from filmroll.wire.capabilities import ROUTE as CAPABILITIES
 from filmroll.wire.capabilities import Capabilities
@@ -54,6 +55,8 @@ class EngineLimits(TypedDict, total=False):
 def build_app(engine: EmbeddedEngine) -> Starlette:
     """The application that serves an engine; who starts the engine also closes it."""
 
+    chat = Chat(engine)
+
     async def generate(request: Request) -> Response:
         wanted = read_request(await read_body(request))
         answer = await while_connected(request, engine.generate(wanted))
@@ -83,6 +86,7 @@ def build_app(engine: EmbeddedEngine) -> Starlette:
         Route("/inference/v1/weight_info", answering(weight_info)),
         Route(CAPABILITIES, answering(capabilities)),
         Route("/v1/models", answering(models)),
+        Route("/v1/chat/completions", answering(chat.completions), methods=["POST"]),
         Route("/health", answering(health)),
         Route("/metrics", answering(metrics)),
     ]

@@ -72,6 +72,12 @@ class TextTokenizer:
         return {token.content: number for number, token in added.items() if token.special}
 
     @property
+    def added(self) -> frozenset[int]:
+        """The tokens that were added to the vocabulary, special or not, other than white space."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.content.strip())
+
+    @property
     def opening(self) -> list[int]:
         """The tokens that the tokenizer itself puts before a text that does not begin with them."""
         plain, opened = self.encode("a"), self.encode("a", add_special_tokens=True)

@@ -171,7 +171,7 @@ def _checked(read: Callable[[], GenerateRequest]) -> GenerateRequest:
     try:
         request = read()
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        problem, field = _field(str(error))
+        problem, field = named_field(str(error))
         image = _IMAGE.match(field or "")
         index = None if image is None else int(image[1])
         raise RequestError(f"the request cannot be read: {problem}", field=field, index=index) from None
@@ -215,7 +215,7 @@ def _check_features(features: Features, prompt_tokens: int) -> None:
                 )
 
 
-def _field(text: str) -> tuple[str, str | None]:
-    """msgspec ends a validation message with the place: `... - at `$.a.b[0]``, or `... - at `key` in `$.a.b``."""
+def named_field(text: str) -> tuple[str, str | None]:
+    """What msgspec says is wrong, and where: `... - at `$.a.b[0]``, or `... - at `key` in `$.a.b``."""
     found = _PLACE.fullmatch(text)
     return (text, None) if found is None else (found[1], found[2] or None)
