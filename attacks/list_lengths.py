@@ -12,7 +12,7 @@ from typing import Any
 
 from body import HASHES, PLACES, REFERENCES, Body, with_lists
 from target import Target, main
-from verdict import Harmless, Outcome, Refused, Verdict, Worded
+from verdict import Outcome, Refused
 
 Change = Callable[[Body], Any]
 
@@ -45,84 +45,72 @@ def slot(name: str, value: Any) -> Change:
     return lambda body: with_lists(body, **{name: lambda items: [items[0], value]})
 
 
-MISFIT: dict[str, tuple[Change, Verdict, Verdict | None]] = {
-    "a hash too few": (dropped("mm_hashes"), Refused("request", PLACES), Worded("mm_hashes")),
-    "a place too few": (dropped("mm_placeholders"), Refused("request", PLACES), Worded("mm_placeholders")),
-    "a reference too few": (dropped("kwargs_data"), Refused("request", REFERENCES), Worded("kwargs_data")),
-    "a hash too many": (repeated("mm_hashes"), Refused("request", PLACES), Worded("mm_hashes")),
-    "a place too many": (repeated("mm_placeholders"), Refused("request", PLACES), Worded("mm_placeholders")),
-    "a reference too many": (repeated("kwargs_data"), Refused("request", REFERENCES), Worded("kwargs_data")),
+MISFIT: dict[str, tuple[Change, Refused]] = {
+    "a hash too few": (dropped("mm_hashes"), Refused("request", PLACES)),
+    "a place too few": (dropped("mm_placeholders"), Refused("request", PLACES)),
+    "a reference too few": (dropped("kwargs_data"), Refused("request", REFERENCES)),
+    "a hash too many": (repeated("mm_hashes"), Refused("request", PLACES)),
+    "a place too many": (repeated("mm_placeholders"), Refused("request", PLACES)),
+    "a reference too many": (repeated("kwargs_data"), Refused("request", REFERENCES)),
     "an image too few in all": (
         lambda body: [dropped(name)(body) for name in body["features"]],
         Refused("placement", PLACES),
-        None,
     ),
     "places of another modality": (
         moved("mm_placeholders", "video"),
         Refused("request", "features.mm_placeholders"),
-        Worded("mm_placeholders"),
     ),
     "references of another modality": (
         moved("kwargs_data", "video"),
         Refused("request", "features.kwargs_data"),
-        Worded("kwargs_data"),
     ),
-    "all of another modality": (all_as("video"), Refused("request", "features.kwargs_data.video", 0), None),
-    "of no modality": (all_as(""), Refused("request", "features.mm_hashes"), None),
+    "all of another modality": (all_as("video"), Refused("request", "features.kwargs_data.video", 0)),
+    "of no modality": (all_as(""), Refused("request", "features.mm_hashes")),
     "of two modalities": (
         all_as("image", "video"),
         Refused("request", "features.mm_hashes"),
-        Worded("mm_placeholders"),
     ),
-    "no hashes": (without("mm_hashes"), Refused("request", "features"), Worded("mm_hashes")),
-    "no places": (without("mm_placeholders"), Refused("request", "features"), Worded("mm_placeholders")),
+    "no hashes": (without("mm_hashes"), Refused("request", "features")),
+    "no places": (without("mm_placeholders"), Refused("request", "features")),
     "empty lists": (
         features(lambda lists: {name: {"image": []} for name in lists}),
         Refused("placement", "token_ids"),
-        # To vLLM this is text alone, and it answers.
-        Harmless(),
     ),
     "None for a hash": (
         slot("mm_hashes", None),
-        Refused("request", "features.mm_hashes[...][1]"),
-        Worded("mm_hashes"),
+        Refused("request", "features.mm_hashes[...][1]", 1),
     ),
-    "None for a reference": (slot("kwargs_data", None), Refused("reference_unknown", HASHES, 1), None),
+    "None for a reference": (slot("kwargs_data", None), Refused("reference_unknown", HASHES, 1)),
     "a number for a reference": (
         slot("kwargs_data", 7),
-        Refused("request", "features.kwargs_data[...][1]"),
-        Worded("kwargs_data"),
+        Refused("request", "features.kwargs_data[...][1]", 1),
     ),
-    "an empty reference": (slot("kwargs_data", ""), Refused("reference_format", REFERENCES, 1), None),
-    "nothing after the prefix": (slot("kwargs_data", "mmraw:"), Refused("reference_format", REFERENCES, 1), None),
+    "an empty reference": (slot("kwargs_data", ""), Refused("reference_format", REFERENCES, 1)),
+    "nothing after the prefix": (slot("kwargs_data", "mmraw:"), Refused("reference_format", REFERENCES, 1)),
     "the same reference twice": (
         lambda body: with_lists(body, kwargs_data=lambda texts: [texts[0]] * 2),
         Refused("request", HASHES, 1),
-        None,
     ),
     "references in another order": (
         lambda body: with_lists(body, kwargs_data=lambda texts: texts[::-1]),
         Refused("request", HASHES, 0),
-        None,
     ),
     "a list of lists": (
         lambda body: with_lists(body, kwargs_data=lambda texts: [texts]),
-        Refused("request", "features.kwargs_data[...][0]"),
-        Worded("kwargs_data"),
+        Refused("request", "features.kwargs_data[...][0]", 0),
     ),
     "features that are a list": (
         lambda body: body.update(features=[body["features"]]),
         Refused("request", "features"),
-        Worded("features"),
     ),
 }
 
 
 def attack(target: Target) -> Iterator[Outcome]:
-    for name, (change, right, vllm) in MISFIT.items():
+    for name, (change, right) in MISFIT.items():
         body = target.good()
         change(body)
-        yield target.send(name, body, right, vllm=vllm)
+        yield target.send(name, body, right)
 
 
 if __name__ == "__main__":

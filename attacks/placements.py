@@ -13,7 +13,7 @@ from typing import Any
 
 from body import PLACES, Body, with_lists
 from target import Target, main
-from verdict import Outcome, Refused, Worded
+from verdict import Outcome, Refused
 
 Spans = list[dict[str, Any]]
 
@@ -26,75 +26,64 @@ def second(**values: Any) -> Callable[[Spans], Spans]:
     return lambda spans: [spans[0], spans[1] | values]
 
 
-MISPLACED: dict[str, tuple[Callable[[Spans], Any], Refused, Worded | None]] = {
-    "one token late": (moved(offset=1), Refused("placement", PLACES), None),
-    "one token early": (moved(offset=-1), Refused("placement", PLACES, 1), None),
-    "a token short": (moved(length=-1), Refused("request", PLACES, 1), None),
-    "a token long": (moved(length=1), Refused("request", PLACES, 1), None),
+MISPLACED: dict[str, tuple[Callable[[Spans], Any], Refused]] = {
+    "one token late": (moved(offset=1), Refused("placement", PLACES)),
+    "one token early": (moved(offset=-1), Refused("placement", PLACES, 1)),
+    "a token short": (moved(length=-1), Refused("request", PLACES, 1)),
+    "a token long": (moved(length=1), Refused("request", PLACES, 1)),
     "the same place twice": (
         lambda spans: [spans[0], spans[1] | {"offset": spans[0]["offset"]}],
         Refused("request", PLACES, 1),
-        Worded("mm_placeholders"),
     ),
     "half over the other": (
         lambda spans: [spans[0], spans[1] | {"offset": spans[0]["offset"] + 1}],
         Refused("request", PLACES, 1),
-        Worded("mm_placeholders"),
     ),
-    "in another order": (lambda spans: spans[::-1], Refused("request", PLACES, 1), None),
-    "beyond the prompt": (moved(offset=1000), Refused("request", PLACES, 1), Worded("mm_placeholders")),
-    "over the prompt's end": (moved(length=1000), Refused("request", PLACES, 1), Worded("mm_placeholders")),
+    "in another order": (lambda spans: spans[::-1], Refused("request", PLACES, 1)),
+    "beyond the prompt": (moved(offset=1000), Refused("request", PLACES, 1)),
+    "over the prompt's end": (moved(length=1000), Refused("request", PLACES, 1)),
     "a huge offset": (
         second(offset=2**63),
-        Refused("request", "features.mm_placeholders[...][1].offset"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].offset", 1),
     ),
     "a huge length": (
         second(length=10**30),
-        Refused("request", "features.mm_placeholders[...][1].length"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].length", 1),
     ),
     "a negative offset": (
         second(offset=-1),
-        Refused("request", "features.mm_placeholders[...][1].offset"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].offset", 1),
     ),
     "no length": (
         second(length=0),
-        Refused("request", "features.mm_placeholders[...][1].length"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].length", 1),
     ),
     "a negative length": (
         second(length=-6),
-        Refused("request", "features.mm_placeholders[...][1].length"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].length", 1),
     ),
     "half a token": (
         second(offset=0.5),
-        Refused("request", "features.mm_placeholders[...][1].offset"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1].offset", 1),
     ),
     "None": (
         lambda spans: [spans[0], None],
-        Refused("request", "features.mm_placeholders[...][1]"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1]", 1),
     ),
     "pairs": (
         lambda spans: [[span["offset"], span["length"]] for span in spans],
-        Refused("request", "features.mm_placeholders[...][0]"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][0]", 0),
     ),
     "an empty one": (
         lambda spans: [spans[0], {}],
-        Refused("request", "features.mm_placeholders[...][1]"),
-        Worded("mm_placeholders"),
+        Refused("request", "features.mm_placeholders[...][1]", 1),
     ),
 }
 
 
 def attack(target: Target) -> Iterator[Outcome]:
-    for name, (change, right, vllm) in MISPLACED.items():
-        yield target.send(name, with_lists(target.good(), mm_placeholders=change), right, vllm=vllm)
+    for name, (change, right) in MISPLACED.items():
+        yield target.send(name, with_lists(target.good(), mm_placeholders=change), right)
     yield target.send("touching", _touching(target), Refused("placement", PLACES, 1))
 
 

@@ -74,7 +74,7 @@ def attack(target: Target) -> Iterator[Outcome]:
         "biased": {"logit_bias": {str(token): 100.0 for token in vision}},
         "and one other allowed": {"allowed_token_ids": [*vision, 1]},
         "biased, likeliest alone": {"logit_bias": {str(token): 1e30 for token in vision}, "top_k": 1},
-        "hot": {"temperature": 100},
+        "hot": {"temperature": 100, "max_tokens": 10 * TOKENS},
     }.items():
         body = target.good()
         body["sampling_params"] |= {"temperature": 1.0, "max_tokens": TOKENS} | params

@@ -21,15 +21,15 @@ def tokens(change: Callable[[list[Any]], Any]) -> Callable[[Body], Any]:
 
 
 ODD: dict[str, tuple[Callable[[Body], Any], Verdict, Verdict | None]] = {
-    "none": (tokens(lambda _: []), Refused("request", "token_ids"), Worded("token_ids")),
-    "null": (tokens(lambda _: None), Refused("request", "token_ids"), Worded("token_ids")),
-    "text": (tokens(lambda _: "hello"), Refused("request", "token_ids"), Worded("token_ids")),
-    "an object": (tokens(lambda _: {"0": 1}), Refused("request", "token_ids"), Worded("token_ids")),
-    "a negative one": (tokens(lambda ids: [-1, *ids[1:]]), Refused("request", "token_ids[0]"), Worded("token_ids")),
-    "half of one": (tokens(lambda ids: [0.5, *ids[1:]]), Refused("request", "token_ids[0]"), Worded("token_ids")),
+    "none": (tokens(lambda _: []), Refused("request", "token_ids"), None),
+    "null": (tokens(lambda _: None), Refused("request", "token_ids"), None),
+    "text": (tokens(lambda _: "hello"), Refused("request", "token_ids"), None),
+    "an object": (tokens(lambda _: {"0": 1}), Refused("request", "token_ids"), None),
+    "a negative one": (tokens(lambda ids: [-1, *ids[1:]]), Refused("request", "token_ids[0]"), None),
+    "half of one": (tokens(lambda ids: [0.5, *ids[1:]]), Refused("request", "token_ids[0]"), None),
     "True": (tokens(lambda ids: [True, *ids[1:]]), Refused("request", "token_ids[0]"), Harmless()),
-    "None among them": (tokens(lambda ids: [None, *ids[1:]]), Refused("request", "token_ids[0]"), Worded("token_ids")),
-    "a list among them": (tokens(lambda ids: [[1], *ids[1:]]), Refused("request", "token_ids[0]"), Worded("token_ids")),
+    "None among them": (tokens(lambda ids: [None, *ids[1:]]), Refused("request", "token_ids[0]"), None),
+    "a list among them": (tokens(lambda ids: [[1], *ids[1:]]), Refused("request", "token_ids[0]"), None),
     "beyond the vocabulary": (
         tokens(lambda ids: [10**6, *ids[1:]]),
         Refused("request", "token_ids"),
@@ -52,8 +52,7 @@ def attack(target: Target) -> Iterator[Outcome]:
     pad = target.family.placeholders.image
     body = target.good()
     del body["features"]
-    # To vLLM this is text alone, and it answers.
-    yield target.send("placeholders and no image", body, Refused("placement", "token_ids"), vllm=Harmless())
+    yield target.send("placeholders and no image", body, Refused("placement", "token_ids"))
     first = target.good()["features"]["mm_placeholders"]["image"][0]["offset"]
     for name, (place, token, right) in {
         "a placeholder too many": (0, pad, Refused("placement", PLACES)),

@@ -80,7 +80,7 @@ def test_images_that_are_no_references_are_refused_where_only_those_are_taken(fi
     """One forged tensor ends vLLM's engine."""
     features = SimpleNamespace(mm_hashes={"image": ["0"] if field == "features.kwargs_data" else []})
     parts = [{"type": "image_url", "url": "file:///etc/passwd"}] if field == "content_parts" else None
-    request = SimpleNamespace(features=features, content_parts=parts)
+    request = SimpleNamespace(features=features, content_parts=parts, token_ids=[1], request_id="mine")
     References(SimpleNamespace(settings=None)).admit(request, None)
     guarded = References(SimpleNamespace(settings={"only_references": True}))
     if field is None:
@@ -89,6 +89,12 @@ def test_images_that_are_no_references_are_refused_where_only_those_are_taken(fi
         with pytest.raises(RequestError) as caught:
             guarded.admit(request, None)
         assert caught.value.wire()["param"] == field
+
+
+def test_a_request_id_that_no_answer_could_repeat_is_refused() -> None:
+    request = SimpleNamespace(features=None, content_parts=None, token_ids=[1], request_id="\ud800")
+    with pytest.raises(RequestError, match="half of a character"):
+        References(SimpleNamespace(settings=None)).admit(request, None)
 
 
 def test_tokens_that_are_never_sampled_are_not_the_only_ones_allowed() -> None:
