@@ -189,9 +189,10 @@ def test_a_template_says_how_calls_are_written(templated: Load) -> None:
 def test_a_good_call_beside_a_broken_one_is_heard(templated: Load) -> None:
     renderer = templated("hermes")
     good = '<tool_call>\n{"name": "zoom", "arguments": {}}\n</tool_call>'
-    answer = renderer.parse(renderer.tokenizer.encode(f"{BROKEN['no JSON']}\n{good}"))
-    assert answer.tool_calls == (ToolCall("zoom", {}),)
-    assert answer.broken_calls == (BROKEN["no JSON"],)
+    for said in (f"{BROKEN['no JSON']}\n{good}", f"{good}\n{BROKEN['no JSON']}"):
+        answer = renderer.parse(renderer.tokenizer.encode(said))
+        assert answer.tool_calls == (ToolCall("zoom", {}),)
+        assert answer.broken_calls == (BROKEN["no JSON"],)
 
 
 def test_reasoning_goes_where_the_template_reads_it(load: Load, templated: Load) -> None:

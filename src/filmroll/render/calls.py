@@ -89,12 +89,12 @@ class CallForm:
                 return calls, -1
             calls.append(call)
             at = _after_space(text, at)
+            if self.closing.pattern and (end := self.closing.match(text, at)):
+                return calls, end.end()
             if more := self.between.match(text, at):
                 at = more.end()
-            elif end := self.closing.match(text, at):
-                return calls, end.end()
             else:
-                return calls, -1
+                return calls, -1 if self.closing.pattern else at
 
     def _call(self, text: str, at: int) -> tuple[ToolCall | None, int]:
         try:

@@ -115,7 +115,8 @@ class TemplateText:
                 return longer, text
         raise PrefixError("the chat template writes what was said before otherwise once more follows")
 
-    def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:  # noqa: ARG002 - a template's calls are JSON, which needs no schema
+    def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:
+        del tools  # JSON says itself of what type an argument is.
         ids = list(completion_ids)
         end = next((index for index, token in enumerate(ids) if token in self._stops), len(ids))
         whole = self._tokenizer.decode(ids[:end])
