@@ -96,7 +96,8 @@ def test_a_digest_is_checked_like_the_reference_that_it_stands_for(desk: Any, fr
     with pytest.raises(PlacementError):
         ask(fresh, shifted)
     with open_engine(desk) as engine:
-        engine.resolver.remembered.add(request.features.kwargs_data["image"])
+        (text,) = request.features.kwargs_data["image"]
+        engine.resolver.remembered.add({digest_of(text): text})
         place = desk.store_dir / picture.sha256[:2] / f"{picture.sha256}.png"
         aside = place.with_suffix(".aside")
         place.rename(aside)
@@ -111,8 +112,8 @@ def test_a_digest_is_checked_like_the_reference_that_it_stands_for(desk: Any, fr
 def test_its_memory_is_bounded_and_the_first_is_forgotten_first() -> None:
     remembered = Remembered(Statistics(CollectorRegistry()), limit=1000)
     texts = [f"mmraw:{number:094}" for number in range(15)]
-    remembered.add(texts)
+    remembered.add({digest_of(text): text for text in texts})
     assert [remembered.knows(digest_of(text)) for text in texts] == [False] * 5 + [True] * 10
     assert remembered.text(hashlib.sha256(texts[-1].encode()).hexdigest()) == texts[-1]
-    remembered.add(["mmraw:" + "x" * 1000])
+    remembered.add({"0" * 64: "mmraw:" + "x" * 1000})
     assert [remembered.knows(digest_of(text)) for text in texts] == [False] * 5 + [True] * 10

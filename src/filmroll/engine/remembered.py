@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import UnknownReferenceError
@@ -24,11 +24,11 @@ class Remembered:
         self._limit = limit
         self._texts: Recent[str] = Recent(limit, len)
 
-    def add(self, texts: Iterable[str]) -> None:
-        """Remember references whose images have been verified."""
-        for text in texts:
+    def add(self, texts: Mapping[str, str]) -> None:
+        """Remember references whose images have been verified, by their digests."""
+        for digest, text in texts.items():
             if len(text) <= self._limit:
-                self._texts.add(digest_of(text), text)
+                self._texts.add(digest, text)
 
     def knows(self, digest: str) -> bool:
         return digest in self._texts

@@ -6,13 +6,13 @@ field and the image; what comes out can be fed to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
-from filmroll.engine.remembered import Remembered
+from filmroll.engine.remembered import Remembered, digest_of
 from filmroll.errors import FilmrollError, PlacementError, RequestError
 from filmroll.families.base import Family
 from filmroll.materialize.materializer import check_placements
@@ -42,8 +42,8 @@ class Claims:
 
     descriptors: tuple[ImageDescriptor, ...] = ()
     spans: tuple[Placeholder, ...] = ()
-    texts: tuple[str, ...] = ()
-    """The references themselves."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """The references themselves, by their digests."""
     field: str = ""
     """The request's field that holds the references."""
 
@@ -53,7 +53,8 @@ class References:
     """A request's references, each read by itself."""
 
     modality: str | None
-    texts: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """By their digests."""
     read: tuple[Read, ...] = ()
 
 
@@ -65,7 +66,8 @@ def read_references(request: GenerateRequest, remembered: Remembered) -> Referen
         return References(None)
     hashes = features.mm_hashes[modality]
     slots = [None] * len(hashes) if features.kwargs_data is None else features.kwargs_data[modality]
-    texts, read = [], []
+    texts: dict[str, str] = {}
+    read = []
     for index, (slot, digest) in enumerate(zip(slots, hashes, strict=True)):
         if slot is None:
             with named(f"features.mm_hashes.{modality}", index):
@@ -75,9 +77,9 @@ def read_references(request: GenerateRequest, remembered: Remembered) -> Referen
         with named(f"features.kwargs_data.{modality}", index):
             one = read_feature_reference(text) if is_feature_reference(text) else read_reference(text)
             _check_agreement(one, modality, None if slot is None else digest, index)
-        texts.append(text)
+        texts[digest_of(text)] = text
         read.append(one)
-    return References(modality, tuple(texts), tuple(read))
+    return References(modality, texts, tuple(read))
 
 
 def claims_of(
