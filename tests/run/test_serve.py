@@ -156,8 +156,10 @@ def test_mistakes_are_one_line(tiny_model: Path, images: Path, tmp_path: Path) -
 
 
 PRETENDER = f"""#!{sys.executable}
-import http.server, json, os, sys
-print(json.dumps({{"argv": sys.argv[1:], "connector": os.environ.get("VLLM_MEDIA_CONNECTOR"), "pid": os.getpid()}}))
+import http.server, json, os, subprocess, sys
+core = subprocess.Popen(["sleep", "1000"])
+connector = os.environ.get("VLLM_MEDIA_CONNECTOR")
+print(json.dumps({{"argv": sys.argv[1:], "connector": connector, "pid": os.getpid(), "core": core.pid}}))
 sys.stdout.flush()
 if "--fail" in sys.argv:
     sys.exit("no more memory")
@@ -170,7 +172,8 @@ class Well(http.server.BaseHTTPRequestHandler):
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Well).serve_forever()
 """
-"""In vLLM's place: tells how it was started, and is well. The real one is in tests/vllm."""
+"""In vLLM's place: starts a process as vLLM does, tells how it was started itself, and is well. The real one is in
+tests/vllm."""
 
 
 @pytest.fixture
@@ -207,6 +210,18 @@ def test_vllm_is_started_with_what_references_need(
         assert json.loads(given["--weight-transfer-config"]) == {"backend": "filmroll"}
         assert one["connector"] == "filmroll"
     assert len({one["argv"][one["argv"].index("--seed") + 1] for one in told}) == 2
+
+
+def test_a_vllm_that_is_killed_leaves_nothing(tiny_model: Path, pretender: Path) -> None:
+    """What vLLM has started holds its output open, and on an accelerator its memory."""
+    with serving(tiny_model, "--engine", "vllm", "--vllm-command", pretender, "--port", 0, "--json") as process:
+        (row,) = said(process, 1)
+        os.kill(row["pid"], signal.SIGKILL)
+        _, heard = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "RunError: process replica 0 ended with status -9" in heard
+    told = json.loads(next(line for line in heard.splitlines() if line.startswith("replica 0 | {")).partition("| ")[2])
+    assert not psutil.pid_exists(told["core"])
 
 
 def test_a_vllm_that_does_not_start_is_quoted(tiny_model: Path, pretender: Path) -> None:

@@ -23,17 +23,26 @@ WORDS = 500
 class Child:
     """A child process, which leads a group of its own. Losing it is an error of whatever waits on it.
 
-    `last_line` tells the last line that it has printed, or nothing.
+    `last_line` tells the last line that it has printed, or nothing. `leash` is the file descriptor whose
+    closing tells it to end. It must have no pipe of asyncio's: with one, its end is noticed only when
+    nobody holds the pipe any longer, and that may be what it has left behind.
     """
 
     remedy = ""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, last_line: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        last_line: Callable[[], str],
+        leash: int | None = None,
+    ) -> None:
         self.name = name
         self.pid = process.pid
         self.exited = asyncio.create_task(self._exit())
         self._process = process
         self._last_line = last_line
+        self._leash = leash
 
     async def _exit(self) -> int:
         """Its status, once it has ended; what it had started and left behind ends with it."""
@@ -68,8 +77,9 @@ class Child:
 
     async def stop(self, patience: float = 10.0) -> None:
         """Ask it to end; kill it if it does not."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._leash is not None:
+            os.close(self._leash)
+            self._leash = None
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:

@@ -33,11 +33,11 @@ class Announcement(msgspec.Struct, frozen=True):
 class Process(Child):
     """One process of the run; what it prints is in a log of its own."""
 
-    def __init__(self, name: str, run: RunDirectory, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, run: RunDirectory, process: asyncio.subprocess.Process, leash: int) -> None:
         self.run = run
         self.log = _log(run, name)
         self.remedy = f"`filmroll train --resume {run.path}` goes on from the last checkpoint"
-        super().__init__(name, process, self._last_line)
+        super().__init__(name, process, self._last_line, leash)
 
     @classmethod
     async def start(
@@ -45,12 +45,13 @@ class Process(Child):
     ) -> Self:
         """Start a command; its standard input ends when this process does."""
         _announcement(run, name).unlink(missing_ok=True)
-        with _log(run, name).open("ab") as log:
+        theirs, leash = os.pipe()
+        with os.fdopen(theirs) as input_, _log(run, name).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                env=None if environment is None else {**os.environ, **environment},
+                *command, stdin=input_, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )  # fmt: skip
-        return cls(name, run, process)
+        return cls(name, run, process, leash)
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""

@@ -52,25 +52,28 @@ async def serve(replicas: Sequence[Replica], ready: Ready, say: Say) -> None:
 class _Served(Child):
     """A replica's process, whose lines are passed on and the last of which is remembered."""
 
-    def __init__(self, replica: Replica, process: asyncio.subprocess.Process, say: Say) -> None:
+    def __init__(
+        self, replica: Replica, process: asyncio.subprocess.Process, output: asyncio.StreamReader, say: Say
+    ) -> None:
         super().__init__(f"replica {replica.number}", process, lambda: self._last)
         self._replica = replica
         self._say = say
         self._last = ""
-        self._listening = asyncio.create_task(self._listen(process.stdout))
+        self._listening = asyncio.create_task(self._listen(output))
 
     @classmethod
     async def start(cls, replica: Replica, say: Say) -> _Served:
-        process = await asyncio.create_subprocess_exec(
-            *leashed(replica.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **replica.environment},
-            limit=LINE_BYTES,
-            start_new_session=True,
-        )
-        return cls(replica, process, say)
+        ours, theirs = os.pipe()
+        with os.fdopen(theirs, "wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *leashed(replica.command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **replica.environment},
+                start_new_session=True,
+            )
+        return cls(replica, process, await _reader(ours), say)
 
     async def serve(self, ready: Ready) -> None:
         """Say when it is ready; a RunError when it has ended."""
@@ -83,8 +86,8 @@ class _Served(Child):
                 await self._listening
         raise self.lost()
 
-    async def _listen(self, output: asyncio.StreamReader | None) -> None:
-        while output is not None:
+    async def _listen(self, output: asyncio.StreamReader) -> None:
+        while True:
             try:
                 line = await output.readline()
             except ValueError:
@@ -95,3 +98,11 @@ class _Served(Child):
             text = line.decode(errors="replace").rstrip()
             self._last = text or self._last
             self._say(f"replica {self._replica.number} | {text}")
+
+
+async def _reader(pipe: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=LINE_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0)
+    )
+    return reader
