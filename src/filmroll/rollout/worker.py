@@ -15,7 +15,7 @@ from filmroll.render import Answer, Rendered, Renderer, RendererPool
 from filmroll.render.messages import Message
 from filmroll.rollout.client import Completion
 from filmroll.rollout.conversation import Conversation
-from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite, Tools
+from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
@@ -99,7 +99,7 @@ class Worker:
         """The same episode with a teacher's answers, one to a prompt, as a trajectory to learn from."""
 
         async def taught(_prompt: Rendered, episode: Episode, _turn: int) -> list[_Answer]:
-            tokens = await self._renderers.run(self._answer_tokens, episode.demonstration(), episode.tools)
+            tokens = await self._renderers.run(self._answer_tokens, episode.demonstration())
             return [_Answer(tokens, [0.0] * len(tokens), -1, "demonstration")]
 
         return await self._play(task, taught)
@@ -111,11 +111,11 @@ class Worker:
         finally:
             await episode.close()
 
-    def _answer_tokens(self, answer: str | Message, tools: Tools | None) -> list[int]:
+    def _answer_tokens(self, answer: str | Message) -> list[int]:
         """The answer's tokens as a model would sample them, its stop token included."""
         whole = {"content": answer} if isinstance(answer, str) else answer
         rendered = self.renderer.render(
-            [{"role": "user", "content": ""}, {**whole, "role": "assistant"}], tools=tools, add_generation_prompt=False
+            [{"role": "user", "content": ""}, {**whole, "role": "assistant"}], add_generation_prompt=False
         )
         tokens = [token for token, sampled in zip(rendered.logical, rendered.sampled, strict=True) if sampled]
         if not tokens:
