@@ -7,12 +7,15 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.vllm.environment import ROOT
+from tests.vllm.serving import ENVIRONMENT, PYTHON
+
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(1800)]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
+EXAMPLE = ROOT / "examples" / "color_codeword.toml"
+VLLM = ROOT / "examples" / "color_codeword_vllm.toml"
 GOAL = 0.90
 
 
@@ -36,6 +39,17 @@ def test_it_learns_on_every_seed(tmp_path, seed):
     seconds = time.monotonic() - started
     reached = statistics.fmean(rewards(run)[-10:])
     print(f"seed {seed}: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps, {seconds:.0f} s")
+    assert reached >= GOAL
+
+
+def test_it_learns_with_vllm(tmp_path):
+    run, vllm = tmp_path / "run", PYTHON.with_name("vllm")
+    flags = ("--engine.command", vllm, "--run.directory", run)
+    started = time.monotonic()
+    subprocess.run(command("train", VLLM, *flags), check=True, env=os.environ | ENVIRONMENT)
+    seconds = time.monotonic() - started
+    reached = statistics.fmean(rewards(run)[-10:])
+    print(f"vLLM: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps, {seconds:.0f} s")
     assert reached >= GOAL
 
 

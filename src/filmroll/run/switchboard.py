@@ -14,7 +14,7 @@ from filmroll.rollout.client import Completion, EngineClient
 from filmroll.run.child import race
 from filmroll.wire.generate import SamplingParams
 
-NOTICE_S = 20.0
+NOTICE_S = 60.0
 """How long it may take until it is known that an engine which does not answer is gone."""
 
 
