@@ -101,6 +101,12 @@ class Server:
         lines = self._http.get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
+    def counts(self) -> dict[str, float]:
+        """filmroll's own metrics, less their prefix."""
+        lines = self._http.get("/metrics").text.splitlines()
+        pairs = (line.rpartition(" ") for line in lines if line.startswith("filmroll_engine_"))
+        return {name.removeprefix("filmroll_engine_"): float(value) for name, _, value in pairs}
+
     def processes(self) -> set[int]:
         """The server's and its engine's; another set means that something was killed."""
         return {self._process.pid, *(one.pid for one in self._process.children(recursive=True))}

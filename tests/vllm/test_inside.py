@@ -13,6 +13,7 @@ from tests.vllm.serving import ENVIRONMENT, PYTHON
 NAMES = {
     "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.__init__": ["online_renderer"],
     "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens.serve_tokens": ["request", "raw_request"],
+    "vllm.entrypoints.serve.exception_handling.register:validation_exception_handler": ["req", "exc"],
     "vllm.renderers.online_renderer:OnlineRenderer.preprocess_completion": ["request", "prompt_input", "skip_mm_cache"],
     "vllm.renderers.base:BaseRenderer.get_mm_processor": [],
     "vllm.renderers.base:BaseRenderer.mm_processor_cache": None,
@@ -70,6 +71,9 @@ NAMES = {
 """What is relied on, and the parameters that are passed or read; None for what is no function."""
 
 SOURCES = {
+    "vllm.entrypoints.serve.exception_handling.register:init_exception_handler": (
+        "app.exception_handler(RequestValidationError)(validation_exception_handler)"
+    ),
     "vllm.v1.engine.core:EngineCore.__init__": "self._weight_version =",
     "vllm.v1.worker.gpu_worker:Worker.load_model": "WeightTransferEngineFactory.create_engine(",
     "vllm.v1.worker.gpu_worker:Worker.update_weights": "self.weight_transfer_engine.update_weights(",

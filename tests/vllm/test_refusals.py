@@ -92,7 +92,7 @@ FORGED: dict[str, tuple[Change, int, str, str | None, int | None]] = {
     "hash": (digest("0" * 64), 400, "request", HASHES, 1),
     "no reference": (instead("mmraw:%"), 400, "reference_format", REFERENCES, 1),
     "tensors among references": (instead("gqVpbWFnZQ=="), 400, "reference_format", REFERENCES, 1),
-    "nothing among references": (instead(None), 400, "reference_format", REFERENCES, 1),
+    "nothing among references": (instead(None), 404, "reference_unknown", HASHES, 1),
     "swapped references": (swap, 400, "request", HASHES, 0),
     "another modality": (as_video, 400, "request", "features.kwargs_data.video", 0),
     "offset": (place(offset=-1), 400, "placement", PLACES, 1),
@@ -129,14 +129,54 @@ def test_bad_references_are_refused_and_the_next_one_succeeds(vllm: Server, desk
         assert private not in said
 
 
+def shorter(name: str) -> Change:
+    return lambda body: body["features"][name]["image"].pop()
+
+
+def negative(body: Body) -> None:
+    body["features"]["mm_placeholders"]["image"][1]["offset"] = -1
+
+
+VLLM_FIRST: dict[str, tuple[Change, str, int | None]] = {
+    "overlapping": (overlap, PLACES, 1),
+    "beyond the prompt": (place(offset=10**6), PLACES, 1),
+    "below it": (negative, "features.mm_placeholders[...][1].offset", 1),
+    "fewer references": (shorter("kwargs_data"), REFERENCES, None),
+    "fewer hashes": (shorter("mm_hashes"), PLACES, None),
+    "fewer placeholders": (shorter("mm_placeholders"), PLACES, None),
+    "a modality less": (lambda body: body["features"]["mm_hashes"].clear(), "features.mm_placeholders", None),
+    "a negative token": (token(0, -5), "token_ids[0]", None),
+    "no tokens": (lambda body: body["token_ids"].clear(), "token_ids", None),
+}
+
+
 @pytest.mark.usefixtures("going_on")
-@pytest.mark.parametrize("change", [overlap, place(offset=10**6)], ids=["overlapping", "beyond the prompt"])
-def test_what_vllm_checks_first_is_refused_in_its_own_words(vllm: Server, desk: Desk, change: Change) -> None:
+@pytest.mark.parametrize("name", VLLM_FIRST)
+def test_what_vllm_checks_first_is_refused_in_our_words(vllm: Server, desk: Desk, name: str) -> None:
+    change, field, index = VLLM_FIRST[name]
     body = desk.request([desk.picture(3), desk.picture(1)])
     change(body)
     answer = vllm.generate(body)
-    assert (answer.status, answer.error["code"]) == (400, 400)
-    assert "mm_placeholders" in answer.error["message"]
+    assert (answer.status, answer.error["type"], answer.error["code"]) == (400, "request", 400)
+    assert (answer.error["param"], answer.error["index"]) == (field, index)
+
+
+@pytest.mark.usefixtures("going_on")
+def test_what_has_no_references_is_refused_in_vllms_words(vllm: Server, desk: Desk) -> None:
+    body = desk.request([]) | {"sampling_params": {"temperature": "warm"}}
+    answer = vllm.generate(body)
+    assert (answer.status, answer.error["type"]) == (400, "Bad Request")
+
+
+@pytest.mark.usefixtures("going_on")
+@pytest.mark.parametrize("pads", [0, 1, 3])
+def test_pads_and_content_parts_must_add_up(vllm: Server, desk: Desk, pads: int) -> None:
+    pictures = [desk.picture(3), desk.picture(1)]
+    body = desk.with_parts(desk.request(pictures), pictures)
+    pad = desk.family.placeholders.image
+    body["token_ids"] = [one for one in body["token_ids"] if one != pad] + [pad] * pads
+    answer = vllm.generate(body)
+    assert (answer.status, answer.error["type"], answer.error["param"]) == (400, "request", "content_parts")
 
 
 def stored(picture: ImageRef) -> Path:
