@@ -225,7 +225,8 @@ def test_a_server_that_was_away_is_brought_up_to_date_before_it_is_used(stands: 
     pair = stands[:2]
 
     async def play() -> None:
-        async with asking(pair) as engine:
+        # Nobody waits for the one that is away while the other is there.
+        async with asking(pair, timeout=1e6, patience=1e6) as engine:
             await engine.update_weights(1)
             await many(engine, prompt, 16)
             await pair[0].stop()

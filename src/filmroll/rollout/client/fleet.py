@@ -63,30 +63,34 @@ class Fleet:
     async def publish(self, version: int, patience: float) -> None:
         """Give a version to all servers: at once to those that are there, to others before they are used again.
 
-        What all refuse is not published. Those that refuse what others took are used no longer.
+        What nobody takes because it is refused is not published. Those that refuse what others took are
+        used no longer.
         """
-        await self._look(Tries(patience))
+        tries = Tries(patience)
+        await self._look(tries)
         before, self.version = self.version, version
         for server in self._trouble.keys() - self._searches.keys():
             self._begin(server)
-        asked = list(self._present or self.servers)
+        asked = list(self._present)
         try:
-            done = await asyncio.gather(
-                *(self._give(server, Tries(patience)) for server in asked), return_exceptions=True
-            )
-            problems = {server: one for server, one in zip(asked, done, strict=True) if isinstance(one, BaseException)}
+            gives = (self._give(server, version, Tries(patience)) for server in asked)
+            done = await asyncio.gather(*gives, return_exceptions=True)
+            problems = {server: one for server, one in zip(asked, done, strict=True) if one is not None}
             refusals = {server: one for server, one in problems.items() if not isinstance(one, EngineUnavailableError)}
-            if len(refusals) == len(asked):
+            if refusals and len(problems) == len(asked):
                 self.version = before
             for server, refusal in refusals.items():
                 if self.version == version and isinstance(refusal, FilmrollError):
                     self._set_aside(server, refusal)
-            for problem in refusals.values() if len(problems) < len(asked) else problems.values():
-                raise problem
+            for refusal in refusals.values():
+                raise refusal
         finally:
             for server in [one for one in self._present if one.version != self.version]:
                 # It may have taken it or not.
                 self.lost(server)
+        while not any(server.version == version for server in self._present):
+            if not self._searches or not await self._change(tries):
+                raise next(iter(self._trouble.values()))
 
     async def close(self) -> None:
         searches = list(self._searches.values())
@@ -106,18 +110,17 @@ class Fleet:
     def _unknown(self, server: Server) -> bool:
         return server not in self._present and server not in self._trouble
 
-    async def _give(self, server: Server, tries: Tries) -> None:
-        """It is there and has the version; else the error for which it has not."""
-        while server not in self._present or server.version != self.version:
-            if server in self._present and self.version is not None:
-                try:
-                    await server.update_weights(self.version)
-                except Failed as failed:
+    async def _give(self, server: Server, version: int, tries: Tries) -> None:
+        """It has the version; else the error for which it has not. One that is gone gets it when it is back."""
+        while server.version != version:
+            try:
+                await server.update_weights(version)
+            except Failed as failed:
+                if failed.gone:
                     self.lost(server)
-                    tries.failed(failed)
-                    await tries.pause(failed.after)
-            elif server not in self._searches or not await self._change(tries):
-                raise self._trouble[server]
+                    raise failed.error from None
+                tries.failed(failed)
+                await tries.pause(failed.after)
 
     def _begin(self, server: Server) -> None:
         server.forget()
