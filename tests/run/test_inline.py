@@ -13,9 +13,9 @@ from filmroll.store import Manifest
 from tests.run.test_train import EXAMPLE, rows, train
 
 
-def test_an_inline_run_trains_and_stores_nothing(tmp_path: Path) -> None:
+def test_an_inline_run_trains_and_stores_nothing(tiny_model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "inline"
-    done = train(directory, 1, 1, "--multimodal.mode", "inline")
+    done = train(directory, 1, 1, "--multimodal.mode", "inline", "--model", str(tiny_model))
     assert done.returncode == 0, done.stdout + done.stderr
     for row in rows(directory):
         assert len(set(row["trainer_receipt"].values())) == 1

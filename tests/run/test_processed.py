@@ -36,10 +36,11 @@ run_trainer(RunDirectory.open(Path(sys.argv[1])), "trainer")
 """
 
 
-def test_a_processed_run_learns_what_a_raw_one_does(tmp_path: Path) -> None:
+def test_a_processed_run_learns_what_a_raw_one_does(tiny_model: Path, tmp_path: Path) -> None:
     """Warm-up samples nothing, so it is the same in both."""
     for mode, rl in (("raw", 0), ("processed", 1)):
-        done = train(tmp_path / mode, 2, rl, "--multimodal.mode", mode, "--transport.kind", "files")
+        over = ["--multimodal.mode", mode, "--transport.kind", "files", "--model", str(tiny_model)]
+        done = train(tmp_path / mode, 2, rl, *over)
         assert done.returncode == 0, done.stdout + done.stderr
     raw, processed = rows(tmp_path / "raw", "warmup"), rows(tmp_path / "processed", "warmup")
     for name in ("loss", "grad_norm", "entropy"):
