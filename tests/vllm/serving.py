@@ -71,6 +71,10 @@ class Server:
         self._process = process
         self._http = httpx.Client(base_url=url, timeout=120)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def post(self, path: str, body: Any) -> Answer:
         response = self._http.post(path, json=body)
         return Answer(response.status_code, response.json() if response.content else {}, response.headers)
