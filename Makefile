@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-vllm reliability bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-vllm reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -40,6 +40,9 @@ test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on
 $(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py
 	$(BIN)/python -m tests.vllm.environment $(VENV)-vllm
 	touch $@
+
+attacks: $(READY) $(VENV)-vllm/.ready  ## every attack of attacks/ with full counts, against the embedded engine and real vLLM
+	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -m 'vllm or not vllm' --timeout 3600 tests/attacks tests/vllm/test_attacks.py
 
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
 	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families tests/wire

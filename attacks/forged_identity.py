@@ -34,6 +34,15 @@ def with_the_digest(target: Target, one: ImageRef, other: ImageRef) -> tuple[Bod
     return body, Refused("request", HASHES, 0)
 
 
+def in_the_reference(target: Target, one: ImageRef, other: ImageRef) -> tuple[Body, Verdict]:
+    """The digest of one in the reference of the other."""
+    body = target.request([other])
+    (said,) = body["features"]["kwargs_data"]["image"]
+    forged = said.replace(f'"mm_hash":"{other.sha256}"', f'"mm_hash":"{one.sha256}"')
+    body["features"]["kwargs_data"]["image"] = [forged]
+    return body, Refused("request", HASHES, 0)
+
+
 def at_its_place(target: Target, one: ImageRef, other: ImageRef) -> tuple[Body, Verdict]:
     """The digest of one everywhere, the place of the other."""
     return _located(target, one, other.uri), Refused("outside_store", REFERENCES, 0)
@@ -67,7 +76,7 @@ def as_a_part(target: Target, one: ImageRef, other: ImageRef) -> tuple[Body, Ver
 
 
 WAYS: tuple[Callable[[Target, ImageRef, ImageRef], tuple[Body, Verdict]], ...] = (
-    with_the_digest, at_its_place, inside, with_its_length, as_a_part,
+    with_the_digest, in_the_reference, at_its_place, inside, with_its_length, as_a_part,
 )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def attack(target: Target) -> Iterator[Outcome]:
         yield outcome if target.is_vllm and isinstance(vllm, Worded) else _short(outcome)
     for mebibytes in (9, 70):
         name = f"{mebibytes} MiB of spaces"
-        yield _short(target.send(name, b" " * mebibytes * MIB, Refused("request", None), vllm=Worded()))
+        yield _short(target.send(name, b" " * mebibytes * MIB, Refused("request", None, status=413), vllm=Worded()))
     yield _short(target.send("5,000 references", _many(target, 5_000), ANY))
     yield _short(
         target.send("a data: URI of 6 MiB", _inline(target, 6 * MIB), Refused("reference_format", REFERENCES, 1))

@@ -62,6 +62,14 @@ def attack(target: Target) -> Iterator[Outcome]:
         body = target.good()
         body["sampling_params"][field] = value
         yield target.send(field, body, Harmless())
+    for name, field, value in (
+        ("a temperature that is almost none", "temperature", 1e-30),
+        ("more tokens than there is room for", "max_tokens", target.max_model_len),
+    ):
+        body = target.good()
+        body["sampling_params"][field] = value
+        # vLLM takes the nearest that it can.
+        yield target.send(name, body, Refused("request", f"sampling_params.{field}"), vllm=Harmless())
     body = target.good()
     body["sampling_params"] = None
     yield target.send("no parameters", body, Refused("request", "sampling_params"), vllm=Worded("sampling_params"))

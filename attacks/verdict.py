@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Protocol
 
+FORM = {"message", "type", "code", "param", "index"}
+"""What an error says."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -44,13 +47,17 @@ class Refused:
     code: str | tuple[str, ...]
     field: str | EllipsisType | None = None
     index: int | None = None
+    status: int | None = None
+    """Whichever 4xx, or this one alone."""
 
     def wrong(self, answer: Answer) -> str:
         if not 400 <= answer.status < 500:
             return "it is not refused"
         error = answer.error
-        if error.get("code") != answer.status or not error.get("message"):
+        if set(error) != FORM or error["code"] != answer.status or not error["message"]:
             return "its refusal is not structured"
+        if self.status not in (None, answer.status):
+            return f"it is refused with {answer.status}"
         codes = (self.code,) if isinstance(self.code, str) else self.code
         said = (error.get("type"), error.get("param"), error.get("index"))
         right = said[0] in codes and self.field in (..., said[1]) and said[2] == self.index
