@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from filmroll.engine.embedded import EmbeddedEngine
+    from filmroll.engine.resolver import Bounds
     from filmroll.store.store import Store
 
 KEEP_ALIVE_S = 120
@@ -50,6 +51,7 @@ class EngineLimits(TypedDict, total=False):
     device: str
     dtype: str
     seed: int | None
+    bounds: Bounds
 
 
 def build_app(engine: EmbeddedEngine) -> Starlette:
