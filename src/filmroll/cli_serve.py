@@ -60,7 +60,8 @@ def serve(
 
     def ready(number: int, url: str, pid: int) -> None:
         said = {"replica": number, "url": url, "pid": pid, "model": called, "engine": engine.value}
-        print(json.dumps(said) if as_json else f"replica {number} serves {called} at {url}", flush=True)
+        which = f"replica {number} serves" if replicas > 1 else "serving"
+        print(json.dumps(said) if as_json else f"{which} {called} at {url}", flush=True)
 
     if engine is Kind.EMBEDDED and replicas == 1:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

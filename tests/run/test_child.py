@@ -74,7 +74,8 @@ def test_a_leashed_process_ends_with_its_starter() -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         pid = int(starter.stdout.readline())
-        assert psutil.pid_exists(pid)
+        while psutil.Process(pid).name() != "sleep":
+            time.sleep(0.01)
         starter.kill()
     assert gone(pid)
 

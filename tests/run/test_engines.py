@@ -69,7 +69,7 @@ def announced(directory: Path, engine: str) -> dict[str, Any]:
 
 def requests(url: str) -> int:
     """How many requests an engine has been sent so far."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310 - our own server
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:  # noqa: S310 - our own server
         lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[:1] != "#")
     return int(float(lines["filmroll_engine_requests_total"]))
 

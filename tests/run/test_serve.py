@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -98,6 +99,15 @@ def test_replicas_answer_where_it_says_and_end_when_it_is_told(
     assert output == ""
     assert "Traceback" not in complaint
     assert not any(psutil.pid_exists(row["pid"]) for row in rows)
+
+
+def test_people_are_told_in_words(tiny_model: Path) -> None:
+    with serving(tiny_model, "--port", 0) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith(f"serving {tiny_model.name} at http://127.0.0.1:")
+        with urlopen(f"{line.split()[-1]}/health", timeout=60) as answer:  # noqa: S310 - our own server
+            assert answer.status == 200
 
 
 def test_a_replica_that_dies_ends_all_with_its_name(tiny_model: Path, images: Path) -> None:

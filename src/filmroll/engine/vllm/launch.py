@@ -54,7 +54,12 @@ class VllmServer:
     def environment(self) -> dict[str, str]:
         """Variables to add: vLLM finds its own tools as if its environment were activated."""
         places = os.pathsep.join((str(Path(self.executable).parent), os.environ.get("PATH", os.defpath)))
-        return {"PATH": places, "VLLM_MEDIA_CONNECTOR": "filmroll"}
+        return {
+            "PATH": places,
+            "VLLM_MEDIA_CONNECTOR": "filmroll",
+            # A client that comes back after a training step finds its connections open.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        }
 
 
 def find_vllm(command: str) -> str:
