@@ -12,7 +12,7 @@ from typing import Any
 
 from body import HASHES, PLACES, REFERENCES, Body, with_lists
 from target import Target, main
-from verdict import Outcome, Refused
+from verdict import Outcome, Refused, Worded
 
 Change = Callable[[Body], Any]
 
@@ -105,12 +105,19 @@ MISFIT: dict[str, tuple[Change, Refused]] = {
     ),
 }
 
+VLLM_FIRST = {
+    "of two modalities": Worded("mm_placeholders"),
+    "a list of lists": Worded("kwargs_data"),
+    "features that are a list": Worded("features"),
+}
+"""What vLLM refuses in its own words: the plugin sees no reference in it, or nothing wrong with one modality."""
+
 
 def attack(target: Target) -> Iterator[Outcome]:
     for name, (change, right) in MISFIT.items():
         body = target.good()
         change(body)
-        yield target.send(name, body, right)
+        yield target.send(name, body, right, vllm=VLLM_FIRST.get(name))
 
 
 if __name__ == "__main__":
