@@ -102,6 +102,9 @@ def test_a_distinct_image_travels_once_as_levels(played):
         (levels,) = [array for array in image.arrays.values() if array.dtype == np.uint8]
         # Qwen3-VL's processor makes two temporal copies of float32.
         assert levels.shape[1] == 3 * 16 * 16
+    fresh = Materializer(played.materializer.store, played.materializer.family)
+    with_images(played.raw, fresh)
+    assert (fresh.cache_counts().hits, fresh.cache_counts().misses) == (0, len(shown))
     arrays = sum(array.nbytes for image in played.processed.images for array in image.arrays.values())
     assert weight(PROCESSED, played.processed) < weight(RAW, played.raw) + arrays + 512 * len(shown)
 
