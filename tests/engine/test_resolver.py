@@ -212,6 +212,27 @@ def test_who_needs_no_pixels_does_not_wait_for_room_for_them(bench: Callable[...
     asyncio.run(together())
 
 
+def test_two_that_need_more_than_they_thought_do_not_wait_for_each_other(
+    bench: Callable[..., Bench], desk: Any
+) -> None:
+    """As in vLLM, whose cache has dropped what it was said to keep."""
+    pictures = [desk.picture(1160 + number, (96, 96)) for number in range(4)]
+    one = bench(pixel_bytes=2 * level_bytes(desk.family, pictures[0]))
+
+    async def stay(mine: list[ImageRef], together: asyncio.Barrier) -> int:
+        async with one.resolver.visit() as visit:
+            claims = await visit.claims(desk.request(mine))
+            await visit.pictures(claims, kept=lambda descriptor: descriptor.image == mine[0])
+            await together.wait()
+            return len(await visit.pictures(claims))
+
+    async def both() -> list[int]:
+        together = asyncio.Barrier(2)
+        return await asyncio.gather(stay(pictures[:2], together), stay(pictures[2:], together))
+
+    assert asyncio.run(asyncio.wait_for(both(), 60)) == [2, 2]
+
+
 def test_more_requests_than_are_taken_are_told_to_come_back(bench: Callable[..., Bench], desk: Any) -> None:
     one = bench(under_way=4, in_flight=1)
     free = threading.Event()

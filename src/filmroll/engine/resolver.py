@@ -128,6 +128,7 @@ class Visit:
     def __init__(self, resolver: Resolver, held: AsyncExitStack) -> None:
         self._resolver = resolver
         self._held = held
+        self._holds = False
         self._reading = AsyncExitStack()
         held.push_async_exit(self._reading)
 
@@ -164,7 +165,8 @@ class Visit:
     async def pictures(self, claims: Claims, kept: Kept = lambda _: False) -> list[Picture | None]:
         """Every image verified, decoded and compared with its claims, in order; None where `kept` has the pixels.
 
-        Pixels count as held from here to the end of the visit. Where it is called again, more may be held.
+        Pixels count as held from here to the end of the visit. When it is called again, it waits for no room
+        and counts no more: two who hold some and wait for more would wait for each other.
         """
         elsewhere = []
         weights: dict[Hashable, int] = {}
@@ -173,7 +175,8 @@ class Visit:
             if not elsewhere[-1]:
                 with named(claims.field, index):
                     weights[descriptor.identity] = self._resolver.weigh(descriptor.image)
-        if weights:
+        if weights and not self._holds:
+            self._holds = True
             await self._held.enter_async_context(self._resolver._pixels.passed(weights))
         loads = [partial(self._resolver.load, *one) for one in zip(claims.descriptors, elsewhere, strict=True)]
         pictures: list[Picture | None] = await self.each(loads, claims.field)
