@@ -62,6 +62,8 @@ class Stand:
     script: list[Behaviour] = field(default_factory=list)
     refuses: set[int] = field(default_factory=set)
     """Versions of weights that it does not take."""
+    failing: int = 0
+    """How many of the next updates it fails at."""
     version: int = 0
     asked: list[Asked] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -127,6 +129,9 @@ class Stand:
         version = (await self._note(request))["version"]
         if version in self.refuses:
             return error(400, type="weights")
+        if self.failing:
+            self.failing -= 1
+            return error(500)
         self.version = version
         return web.json_response({"version": version})
 

@@ -368,6 +368,21 @@ def test_a_server_that_refuses_what_others_took_is_used_no_longer(stands: list[S
     run(play())
 
 
+def test_a_server_that_failed_at_an_update_is_used_again_once_it_has_it(stands: list[Stand], prompt: Rendered) -> None:
+    pair = stands[:2]
+
+    async def play() -> None:
+        async with asking(pair) as engine:
+            await engine.update_weights(1)
+            # More often than one call asks it.
+            pair[0].failing = 5
+            await engine.update_weights(2)
+            assert {done.version for done in await many(engine, prompt, 32)} == {2}
+            await until(lambda: pair[0].version == 2)
+
+    run(play())
+
+
 def test_weights_that_no_server_gets_are_an_error(stands: list[Stand]) -> None:
     async def play() -> None:
         async with asking(stands[:2], patience=0.5) as engine:
