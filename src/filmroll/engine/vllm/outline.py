@@ -46,3 +46,9 @@ def in_checkpoint_names(outline: Any, tensors: Mapping[str, torch.Tensor]) -> di
 
     saved: dict[str, torch.Tensor] = revert_weight_conversion(outline, dict(tensors))
     return saved
+
+
+def is_plain(outline: Any) -> bool:
+    """Whether its checkpoint has the same names, and none of two for one tensor."""
+    tensors = outline.state_dict()
+    return not outline.config.tie_word_embeddings and in_checkpoint_names(outline, tensors).keys() == tensors.keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmroll.engine.vllm import inside
-from filmroll.engine.vllm.outline import outline, shapes
+from filmroll.engine.vllm.outline import is_plain, outline, shapes
 from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import check_weights
 from filmroll.errors import ConfigError, EngineError, EngineUnavailableError
@@ -43,19 +43,25 @@ def weights_of(server: inside.Server) -> Weights | None:
             f"weights are to be taken from a folder, but vLLM's are quantized ({server.quantization})",
             remedy="Serve the checkpoint that the trainer started with",
         )
+    bare = outline(server.model)
+    if not is_plain(bare):
+        raise ConfigError(
+            "weights are to be taken from a folder, but this model's are tied, or named otherwise in its checkpoint",
+            remedy="Updates of such models were seen to go wrong in vLLM; serve it with the embedded engine",
+        )
     # Not above: this is vLLM's own.
     from filmroll.engine.vllm.transfer import Engine
 
-    return Weights(Engine(server.engine), server.model, Path(folder))
+    return Weights(Engine(server.engine), shapes(bare), Path(folder))
 
 
 class Weights:
     """To be made, and used, on the server's event loop."""
 
-    def __init__(self, engine: Engine, model: str, folder: Path) -> None:
+    def __init__(self, engine: Engine, expected: dict[str, tuple[int, ...]], folder: Path) -> None:
         self._engine = engine
         self._folder = folder
-        self._expected = shapes(outline(model))
+        self._expected = expected
         self._updating = asyncio.Lock()
         self._under_way: set[asyncio.Task[int]] = set()
         self._loaded: Checked | None = None
