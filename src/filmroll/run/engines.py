@@ -114,7 +114,7 @@ class Engines:
             # Not awaited itself: whoever is cancelled would cancel it.
             await asyncio.wait({self._processes[name].exited})
             lost = self._processes[name].lost()
-            self._run.event("engine_died", engine=name, error=str(lost))
+            self._run.event("engine_died", engine=name, error=f"{lost.problem}: {lost.private}")
             await self._leave(name)
             now = time.monotonic()
             deaths.append(now)
