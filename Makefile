@@ -45,7 +45,7 @@ attacks: $(READY) $(VENV)-vllm/.ready  ## every attack of attacks/ with full cou
 	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -m 'vllm or not vllm' --timeout 3600 tests/attacks tests/vllm/test_attacks.py
 
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
-	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families tests/wire
+	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families tests/wire tests/rollout tests/run
 
 bench: $(READY)  ## every benchmark, each with its table and one JSON line
 	for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
