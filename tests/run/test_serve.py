@@ -25,6 +25,7 @@ from filmroll.render import Renderer
 from filmroll.rollout.client import EngineClient
 from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams
+from tests.run.test_child import gone
 
 FAILS = 2
 
@@ -231,7 +232,7 @@ def test_a_vllm_that_is_killed_leaves_nothing(tiny_model: Path, pretender: Path)
     assert process.returncode == 1
     assert "RunError: process replica 0 ended with status -9" in heard
     told = json.loads(next(line for line in heard.splitlines() if line.startswith("replica 0 | {")).partition("| ")[2])
-    assert not psutil.pid_exists(told["core"])
+    assert gone(told["core"])
 
 
 def test_a_vllm_that_does_not_start_is_quoted(tiny_model: Path, pretender: Path) -> None:
