@@ -13,6 +13,7 @@ from PIL import Image
 
 from filmroll.image import ImageRef
 from tests.vllm.conversations import Body, Desk
+from tests.vllm.sabotage import PATH
 from tests.vllm.serving import Answer, Server, streamed
 from tests.vllm.test_agreement import assert_same
 from tests.vllm.test_refusals import SPOILED
@@ -97,6 +98,17 @@ def test_wrong_claims_are_refused_by_image(vllm: Server, desk: Desk, name: str) 
     assert (answer.status, answer.error["type"]) == (400, code)
     assert (answer.error["param"], answer.error["index"]) == ("content_parts", 1)
     assert str(desk.store_dir) not in answer.error["message"]
+
+
+@pytest.mark.usefixtures("going_on")
+def test_images_that_the_engine_has_lost_are_sent_again(vllm: Server, desk: Desk) -> None:
+    body = asked(desk, [desk.picture(451), desk.picture(452)])
+    before = vllm.generate(body)
+    assert vllm.post(PATH, {}).status == 200
+    again = vllm.generate(body)
+    assert (again.tokens, again.logprobs) == (before.tokens, before.logprobs)
+    assert vllm.post(PATH, {}).status == 200
+    assert streamed(vllm.stream(body | {"stream": True})) == before.tokens
 
 
 @pytest.mark.usefixtures("going_on")

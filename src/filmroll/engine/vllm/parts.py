@@ -80,7 +80,7 @@ class ContentParts:
         names = await asyncio.to_thread(self._names, parts)
         inside.forbid_tokens(request, family.placeholders.unsampled, SUPPRESSED)
         try:
-            answer = await self.server.answer(inside.with_uuids(request, names), raw_request)
+            answer = await self._answer(request, raw_request, names)
         except Exception as error:
             if (refused := connector.refusal(error)) is None:
                 raise
@@ -91,6 +91,16 @@ class ContentParts:
         receipt = Receipt(*[len(parts)] * 4)
         self._statistics.add_receipt(receipt)
         return inside.with_receipt(answer, receipt)
+
+    async def _answer(self, request: Any, raw_request: Any, names: Sequence[str | None]) -> Any:
+        try:
+            return await inside.begun(await self.server.answer(inside.with_uuids(request, names), raw_request))
+        except Exception as error:
+            if not inside.failed_inside(error):
+                raise
+            # vLLM's cache and its engine's have drifted apart: once more, with all images.
+            await self.server.forget([name for name in names if name is not None])
+            return await self.server.answer(inside.with_uuids(request, names), raw_request)
 
     def _is_stored(self, part: Any) -> bool:
         return self._images is not None and self._images.has_place_for(part.get("url"))
