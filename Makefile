@@ -47,7 +47,7 @@ attacks: $(READY) $(VENV)-vllm/.ready  ## every attack of attacks/ with full cou
 reliability: $(READY)  ## the store's promises with full counts; ends with a dated table of what was tried and found
 	FILMROLL_RELIABILITY=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m reliability --timeout 3600 tests/store tests/families tests/wire tests/rollout tests/run
 
-bench: $(READY)  ## every benchmark, each with its table and one JSON line
+bench: $(READY) $(VENV)-vllm/.ready  ## every benchmark, each with its table and one JSON line
 	for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 $(READY): pyproject.toml constraints.txt $(wildcard src/filmroll/pixels/c/*)
