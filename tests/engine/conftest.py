@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from filmroll.families.tiny import build_tiny_model
 from filmroll.image import ImageRef
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.materialize.materializer import Materializer
+from filmroll.render import Renderer, load_renderer
 from filmroll.store import open_store
 from filmroll.store.store import Store
 from filmroll.wire.generate import (
@@ -28,6 +30,7 @@ from filmroll.wire.generate import (
     SamplingParams,
 )
 from filmroll.wire.reference import read_reference, write_reference
+from tests.conftest import Served
 from tests.plain import plain_inputs
 
 SIZES = ((32, 32), (64, 32), (100, 60), (48, 80), (96, 96))
@@ -149,3 +152,14 @@ class Oracle:
 @pytest.fixture(scope="session")
 def oracle(desk: Desk) -> Oracle:
     return Oracle(desk)
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def writer(served: Served, tiny_model: Path) -> Renderer:
+    return load_renderer(tiny_model, open_store(served.store))

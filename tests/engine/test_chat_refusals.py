@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,12 +14,6 @@ from tests.engine.asking import data_uri, picture, refused, stored
 from tests.store.bombs import announced
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=120) as client:
-        yield client
 
 
 def shows(*urls: Any) -> list[dict[str, Any]]:

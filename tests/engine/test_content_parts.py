@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from filmroll.engine.content import MAX_IMAGES, in_references
 from filmroll.errors import ImageSourceError, RequestError
 from filmroll.families import load_family
-from filmroll.render import Renderer, load_renderer
+from filmroll.render import Renderer
 from filmroll.store import HttpSources, open_store
 from filmroll.wire.generate import ContentPart, GenerateRequest, SamplingParams
 from tests.conftest import Served
@@ -33,17 +33,6 @@ from tests.engine.asking import (
 from tests.store.bombs import announced
 
 GREEDY = {"temperature": 0, "max_tokens": 6}
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def writer(served: Served, tiny_model: Path) -> Renderer:
-    return load_renderer(tiny_model, open_store(served.store))
 
 
 def test_parts_say_what_references_say(served: Served, client: httpx.Client, writer: Renderer) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,12 @@ from renderers import create_renderer
 from renderers.base import load_tokenizer
 from renderers.configs import Qwen3VLRendererConfig
 
-from filmroll.render import Rendered, Renderer, load_renderer
-from filmroll.store import open_store
+from filmroll.render import Rendered, Renderer
 from tests.conftest import Served
 from tests.engine import talking
 from tests.engine.asking import by_reference, data_uri, generated, picture, said, stored
 
 GREEDY = {"temperature": 0, "max_tokens": 7}
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def writer(served: Served, tiny_model: Path) -> Renderer:
-    return load_renderer(tiny_model, open_store(served.store))
 
 
 @pytest.fixture(scope="module")

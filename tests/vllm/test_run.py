@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.run.test_engines import TOGETHER, check_nothing_is_lost_or_trained_twice
 from tests.run.test_train import command, rows
 from tests.vllm.environment import ROOT
 from tests.vllm.serving import ENVIRONMENT, PYTHON
@@ -21,7 +22,6 @@ from tests.vllm.serving import ENVIRONMENT, PYTHON
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 EXAMPLE = ROOT / "examples" / "color_codeword_vllm.toml"
-TOGETHER = 64
 STEPS = 3
 FLAGS = [
     "--engine.command", str(PYTHON.with_name("vllm")), "--environment.size", "32", "--warmup.steps", "2",
@@ -49,19 +49,7 @@ def test_killed_twice_within_rollouts_it_loses_nothing(tmp_path: Path) -> None:
     assert run.returncode == 0, output
     trained = rows(directory, "rl")
     assert [row["engine_restarts"] for row in trained] == [0, 1, 1]
-    names: list[str] = []
-    for step, row in enumerate(trained):
-        assert (row["rollouts"], row["rollouts_failed"]) == (TOGETHER, 0)
-        assert set(row["engine_receipt"].values()) == {row["images"]}
-        records = [json.loads(line) for line in (directory / "rollouts" / f"step_{step:06d}.jsonl").open()]
-        answers = [turn for record in records for turn in record["turns"] if turn["role"] == "answer"]
-        assert row["trained_tokens"] == sum(len(answer["token_ids"]) for answer in answers)
-        # It samples by the weights that the trainer has: they are named so, and the probabilities are the same.
-        assert {answer["version"] for answer in answers} == {step}
-        assert row["on_policy"] == 1.0
-        assert row["logprob_gap_max"] < 1e-3
-        names += [record["name"] for record in records]
-    assert len(names) == len(set(names)) == STEPS * TOGETHER
+    check_nothing_is_lost_or_trained_twice(directory, STEPS)
     assert not any(map(psutil.pid_exists, (*server, *core)))
 
 

@@ -19,8 +19,7 @@ from filmroll.image import INLINE, ImageRef
 from filmroll.render import expand
 from filmroll.store import Store
 from filmroll.wire.descriptor import ImageDescriptor
-from filmroll.wire.generate import ContentPart, Features, GenerateRequest, Placeholder
-from filmroll.wire.reference import write_reference
+from filmroll.wire.generate import ContentPart, GenerateRequest, referring
 
 MAX_IMAGES = 1000
 """That one request may bring: each new one is a file in the store."""
@@ -63,18 +62,6 @@ def in_references(request: GenerateRequest, family: Family, store: Store, longes
     features = referring(images, expanded.offsets)
     return msgspec.structs.replace(
         request, token_ids=expanded.token_ids.tolist(), features=features, content_parts=None
-    )
-
-
-def referring(images: Sequence[ImageDescriptor], offsets: Sequence[int]) -> Features | None:
-    """The part of a request that speaks of images, whose placeholders begin at these offsets."""
-    if not images:
-        return None
-    spans = [Placeholder(offset, image.tokens) for offset, image in zip(offsets, images, strict=True)]
-    return Features(
-        mm_hashes={"image": [image.image.sha256 for image in images]},
-        mm_placeholders={"image": spans},
-        kwargs_data={"image": [write_reference(image) for image in images]},
     )
 
 

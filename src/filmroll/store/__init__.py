@@ -11,7 +11,8 @@ import re
 from filmroll.errors import ConfigError, ImageSourceError
 from filmroll.store.cache import CACHE_BYTES, ReadCache
 from filmroll.store.ingest.canonical import Limits
-from filmroll.store.ingest.sources import HttpSources, path_of
+from filmroll.store.ingest.http_sources import HttpSources
+from filmroll.store.ingest.sources import path_of
 from filmroll.store.nowhere import URL as INLINE_URL
 from filmroll.store.nowhere import InlineStore, Nowhere
 from filmroll.store.shelves.buckets import SCHEMES

@@ -7,15 +7,16 @@ fields are passed over, as other servers and clients of this endpoint do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from filmroll.errors import EngineAnswerError, RequestError
-from filmroll.wire.descriptor import Name
+from filmroll.wire.descriptor import ImageDescriptor, Name
 from filmroll.wire.receipt import Receipt
+from filmroll.wire.reference import write_reference
 
 MAX_TOKENS = 2**20
 NO_EVIDENCE = -9999.0
@@ -136,6 +137,18 @@ class GenerateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_token_ids: list[int] | None = None
     mm_placeholders: dict[str, list[Placeholder]] | None = None
     receipt: Receipt | None = None
+
+
+def referring(images: Sequence[ImageDescriptor], offsets: Sequence[int]) -> Features | None:
+    """The part of a request that speaks of images, whose placeholders begin at these offsets."""
+    if not images:
+        return None
+    spans = [Placeholder(offset, image.tokens) for offset, image in zip(offsets, images, strict=True)]
+    return Features(
+        mm_hashes={"image": [image.image.sha256 for image in images]},
+        mm_placeholders={"image": spans},
+        kwargs_data={"image": [write_reference(image) for image in images]},
+    )
 
 
 _request = msgspec.json.Decoder(GenerateRequest)

@@ -19,11 +19,10 @@ from filmroll.engine.chat.prompt import keep_images, write_prompt
 from filmroll.engine.chat.request import MAX_BODY_BYTES, ChatRequest, read_chat
 from filmroll.engine.chat.speech import Speech
 from filmroll.engine.chat.telling import Told
-from filmroll.engine.content import referring
 from filmroll.engine.http import read_body, while_connected
 from filmroll.errors import EngineError, FilmrollError, RequestError
 from filmroll.render import Rendered, Renderer, RendererPool, load_renderer
-from filmroll.wire.generate import GenerateRequest, SamplingParams
+from filmroll.wire.generate import GenerateRequest, SamplingParams, referring
 
 if TYPE_CHECKING:
     from filmroll.engine.embedded import EmbeddedEngine

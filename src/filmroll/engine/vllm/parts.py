@@ -16,7 +16,7 @@ from typing import Any
 from filmroll.engine.statistics import shared_statistics
 from filmroll.engine.vllm import connector, inside
 from filmroll.engine.vllm.identity import part_identity
-from filmroll.engine.vllm.references import answered
+from filmroll.engine.vllm.references import counted
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
 from filmroll.errors import ConfigError, FilmrollError, FingerprintError, RequestError
 from filmroll.families import Family
@@ -66,13 +66,8 @@ class ContentParts:
 
         A receipt is added where every image was read from the store in this very request.
         """
-        inside.answer_errors(raw_request, answered)
-        self._statistics.add(requests=1)
-        try:
+        with counted(raw_request, self._statistics):
             return await self._served(request, raw_request)
-        except FilmrollError as error:
-            self._statistics.reject(error.code)
-            raise
 
     async def _served(self, request: Any, raw_request: Any) -> Any:
         parts = inside.pictures_by_url(request)

@@ -22,15 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from filmroll.engine.vllm import identity, inside
-
-INSTALLED = "filmroll_references"
-"""The attribute that holds what serves references; its presence says that the class is wrapped."""
-
-PARTS = "filmroll_parts"
-"""The attribute that holds what serves stored images as content parts."""
-
-WEIGHTS = "filmroll_weights"
-"""The attribute that holds what updates the weights, or None."""
+from filmroll.engine.vllm.installed import ATTRIBUTE, Installed, installed
 
 
 def register() -> None:
@@ -52,7 +44,7 @@ def register() -> None:
 def install(module: ModuleType) -> None:
     """Wrap the module's `ServingTokens`, once."""
     serving = module.ServingTokens
-    if hasattr(serving, INSTALLED):
+    if hasattr(serving, ATTRIBUTE):
         return
     construct, serve = serving.__init__, serving.serve_tokens
 
@@ -66,23 +58,21 @@ def install(module: ModuleType) -> None:
         construct(self, *args, **kwargs)
         server = inside.Server(self, serve)
         references = References(server)
-        setattr(self, INSTALLED, references)
-        setattr(self, PARTS, ContentParts(server, references.families))
-        setattr(self, WEIGHTS, weights_of(server))
+        parts = ContentParts(server, references.families)
+        setattr(self, ATTRIBUTE, Installed(references, parts, weights_of(server)))
 
     @wraps(serve)
     async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
-        references = getattr(self, INSTALLED)
-        if references.takes(request):
-            return await references.serve(request, raw_request)
-        references.admit(request, raw_request)
-        parts = getattr(self, PARTS)
-        if parts.concern(request):
-            return await parts.serve(request, raw_request)
+        ours = installed(self)
+        if ours.references.takes(request):
+            return await ours.references.serve(request, raw_request)
+        ours.references.admit(request, raw_request)
+        if ours.parts.concern(request):
+            return await ours.parts.serve(request, raw_request)
         return await serve(self, request, raw_request)
 
     serving.__init__, serving.serve_tokens = constructed, serve_tokens
-    setattr(serving, INSTALLED, None)
+    setattr(serving, ATTRIBUTE, None)
 
 
 def _add_routes(module: ModuleType) -> None:

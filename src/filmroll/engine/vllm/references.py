@@ -16,7 +16,7 @@ import numpy.typing as npt
 from filmroll.engine.http import error_answer
 from filmroll.engine.resolve import Claims
 from filmroll.engine.resolver import Resolver, Visit
-from filmroll.engine.statistics import shared_statistics
+from filmroll.engine.statistics import Statistics, shared_statistics
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.identity import identity
 from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
@@ -83,13 +83,8 @@ class References:
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
-        inside.answer_errors(raw_request, answered)
-        self._statistics.add(requests=1)
-        try:
+        with counted(raw_request, self._statistics):
             return await self._served(request, raw_request)
-        except FilmrollError as error:
-            self._statistics.reject(error.code)
-            raise
 
     async def _served(self, request: Any, raw_request: Any) -> Any:
         if self._resolver is None:
@@ -119,7 +114,7 @@ class References:
 
     def admit(self, request: Any, raw_request: Any) -> None:
         """Refuse a request whose images are no references, if this server takes nothing else or they do not add up."""
-        inside.answer_errors(raw_request, answered)
+        inside.answer_errors(raw_request, _answered)
         _check_id(request)
         if self.families:
             _check_parts(request, self.families[0].placeholders.pad)
@@ -281,7 +276,19 @@ def _foreseen() -> Iterator[None]:
         raise FilmrollError("the engine failed on this request; its log says why") from None
 
 
-async def answered(_raw_request: Any, error: FilmrollError) -> Any:
+@contextmanager
+def counted(raw_request: Any, statistics: Statistics) -> Iterator[None]:
+    """Around a request that filmroll serves: it is counted, and a FilmrollError becomes its answer, and is counted."""
+    inside.answer_errors(raw_request, _answered)
+    statistics.add(requests=1)
+    try:
+        yield
+    except FilmrollError as error:
+        statistics.reject(error.code)
+        raise
+
+
+async def _answered(_raw_request: Any, error: FilmrollError) -> Any:
     """The answer to a request that was refused."""
     if error.status >= 500:
         log.warning("a request with references failed: %s", error)

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from filmroll.engine.http import answering, read_version
-from filmroll.engine.vllm import inside, plugin
+from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.installed import Installed, installed
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.weights import Weights
 from filmroll.errors import WeightsError
@@ -45,8 +46,8 @@ async def weight_info(request: Request) -> Response:
 
 
 async def capabilities(request: Request) -> Response:
-    references: References = getattr(inside.serving_of(request), plugin.INSTALLED)
-    said = describe(references, weights=_weights(request) is not None)
+    ours = _installed(request)
+    said = describe(ours.references, weights=ours.weights is not None)
     return Response(msgspec.json.encode(said), media_type="application/json")
 
 
@@ -67,12 +68,11 @@ def describe(references: References, *, weights: bool) -> Capabilities:
     )
 
 
-def _weights(request: Request) -> Weights | None:
-    weights: Weights | None = getattr(inside.serving_of(request), plugin.WEIGHTS)
-    return weights
+def _installed(request: Request) -> Installed:
+    return installed(inside.serving_of(request))
 
 
 def _given_weights(request: Request) -> Weights:
-    if (weights := _weights(request)) is None:
+    if (weights := _installed(request).weights) is None:
         raise WeightsError("this engine was started without a folder to take weights from")
     return weights

@@ -8,8 +8,7 @@ import msgspec
 
 from filmroll.render import Rendered
 from filmroll.wire.capabilities import Way
-from filmroll.wire.generate import ContentPart, Features, GenerateRequest, Placeholder, SamplingParams
-from filmroll.wire.reference import write_reference
+from filmroll.wire.generate import ContentPart, GenerateRequest, SamplingParams, referring
 
 NEVER = -1e9
 """The bias of a token that must not be sampled: finite, because JSON has no other numbers."""
@@ -29,13 +28,18 @@ def generate_request(
 
     Vision tokens cannot be sampled, whatever `sampling` says: nothing would be there to fill them.
     """
-    images = bool(prompt.images)
+    token_ids, features, parts = prompt.logical, None, None
+    if way == "references":
+        expanded = prompt.expanded()
+        token_ids, features = expanded.token_ids.tolist(), referring(prompt.images, expanded.offsets)
+    elif prompt.images:
+        parts = _content_parts(prompt)
     return GenerateRequest(
-        token_ids=prompt.logical if way == "content_parts" else prompt.expanded().token_ids.tolist(),
+        token_ids=token_ids,
         sampling_params=_without_vision_tokens(sampling, prompt),
         model=model,
-        features=_features(prompt) if images and way == "references" else None,
-        content_parts=_content_parts(prompt) if images and way == "content_parts" else None,
+        features=features,
+        content_parts=parts,
         request_id=request_id,
         return_token_ids=way == "content_parts",
         priority=priority,
@@ -64,18 +68,6 @@ def by_hashes(request: GenerateRequest, known: Mapping[str, str]) -> GenerateReq
     }
     features = msgspec.structs.replace(features, mm_hashes=hashes, kwargs_data=data)
     return msgspec.structs.replace(request, features=features)
-
-
-def _features(prompt: Rendered) -> Features:
-    """One hash, one placement and one reference per image."""
-    offsets = prompt.expanded().offsets
-    return Features(
-        mm_hashes={"image": [image.image.sha256 for image in prompt.images]},
-        mm_placeholders={
-            "image": [Placeholder(offset, image.tokens) for offset, image in zip(offsets, prompt.images, strict=True)]
-        },
-        kwargs_data={"image": [write_reference(image) for image in prompt.images]},
-    )
 
 
 def _content_parts(prompt: Rendered) -> list[ContentPart]:

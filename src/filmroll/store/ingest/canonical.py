@@ -17,8 +17,9 @@ from filmroll.store.formats.base import Header, Limits
 from filmroll.store.formats.header import read_header
 from filmroll.store.formats.pillow import image_errors, open_image
 from filmroll.store.formats.png_pixels import png_pixels_end
+from filmroll.store.ingest.http_sources import HttpSources
 from filmroll.store.ingest.picture import encode_png, from_samples, orientation, samples, scale_key, upright_rgb
-from filmroll.store.ingest.sources import HttpSources, Source, fetch
+from filmroll.store.ingest.sources import Source, fetch
 from filmroll.store.recent import Recent
 
 __all__ = ["Canonical", "HttpSources", "Limits", "Source", "canonical"]

@@ -16,8 +16,8 @@ import httpx
 
 from filmroll.errors import ImageSourceError
 from filmroll.store.formats.base import Limits
+from filmroll.store.ingest.http_sources import PORTS, HttpSources
 from filmroll.store.ingest.pinned import Deadline, PinnedBackend
-from filmroll.store.ingest.sources import PORTS, HttpSources
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL = 8192

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import os
 import re
 import stat
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -16,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from filmroll.errors import ConfigError, ImageFormatError, ImageSourceError
+from filmroll.errors import ImageFormatError, ImageSourceError
 from filmroll.store.formats.base import Limits
 from filmroll.store.formats.header import sniff
+from filmroll.store.ingest.http_sources import PORTS, HttpSources
 
 Source: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8 | np.uint16] | Any"
@@ -29,9 +28,6 @@ HttpSources. `Any` stands for the tensor, because torch is never imported here. 
 file: pass no text of strangers."""
 
 Array: TypeAlias = npt.NDArray[Any]
-
-PORTS = {"http": 80, "https": 443}
-"""Of the schemes that can be fetched, the ports that are public."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_HEAD = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
@@ -44,29 +40,6 @@ _MEDIA_TYPES = {
     "BMP": ("image/bmp", "image/x-ms-bmp"),
     "TIFF": ("image/tiff",),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSources:
-    """That a store may fetch images from URLs, and how far it goes for one.
-
-    `max_seconds` is for all of it: looking up names, redirects, the last byte. `private_addresses` allows every
-    address and port that this machine reaches, such as those of its own network; without it only public addresses
-    are connected to, at the schemes' own ports, so that URLs of strangers reach nothing inside.
-    """
-
-    max_seconds: float = 20.0
-    max_redirects: int = 3
-    private_addresses: bool = False
-    schemes: tuple[str, ...] = ("https",)
-
-    def __post_init__(self) -> None:
-        if not (self.max_seconds > 0 and math.isfinite(self.max_seconds)):
-            raise ConfigError(f"max_seconds is {self.max_seconds}", remedy="Name a number of seconds above 0")
-        if self.max_redirects < 0:
-            raise ConfigError(f"max_redirects is {self.max_redirects}", remedy="Name 0 or more")
-        if not self.schemes or not set(self.schemes) <= PORTS.keys():
-            raise ConfigError(f"the schemes are {self.schemes!r}", remedy="Name https, or http, or both")
 
 
 def fetch(source: Source, limits: Limits, http: HttpSources | None = None) -> bytes | Image.Image | Array:
