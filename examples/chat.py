@@ -19,7 +19,7 @@ from openai import OpenAI
 from PIL import Image, ImageDraw
 
 import filmroll
-from filmroll.engine.server import serve
+from filmroll.engine.embedded.server import serve
 from filmroll.families.tiny import build_tiny_model
 
 

@@ -18,7 +18,7 @@ from filmroll.store import open_store
 SERVE = """
 import sys
 from pathlib import Path
-from filmroll.engine.server import serve
+from filmroll.engine.embedded.server import serve
 from filmroll.store import open_store
 model, store, weights = sys.argv[1:]
 serve(Path(model), open_store(store), Path(weights), name="tiny", threads=1,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.families import Family, load_family
 from filmroll.families.tiny import build_tiny_model
 from filmroll.image import ImageRef

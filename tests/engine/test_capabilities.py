@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from filmroll.engine.embedded import EmbeddedEngine
-from filmroll.engine.server import build_app
+from filmroll.engine.embedded.engine import EmbeddedEngine
+from filmroll.engine.embedded.server import build_app
 from filmroll.wire.capabilities import ROUTE, Capabilities, read_capabilities
 from tests.engine.conftest import open_engine
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from filmroll.engine.content import MAX_IMAGES, in_references
+from filmroll.engine.images.content import MAX_IMAGES, in_references
 from filmroll.errors import ImageSourceError, RequestError
 from filmroll.families import load_family
 from filmroll.render import Renderer

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from filmroll.engine import batch
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded import batch
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.errors import EngineError, ReceiptError
 from filmroll.wire.generate import GenerateAnswer, GenerateRequest
 

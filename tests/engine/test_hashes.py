@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from filmroll.engine.embedded import EmbeddedEngine
-from filmroll.engine.remembered import Remembered, digest_of
+from filmroll.engine.embedded.engine import EmbeddedEngine
+from filmroll.engine.images.remembered import Remembered, digest_of
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import FilmrollError, ImageNotFoundError, PlacementError, UnknownReferenceError
 from filmroll.wire.generate import GenerateAnswer, GenerateRequest

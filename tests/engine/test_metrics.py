@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import FilmrollError
 from filmroll.materialize.features import Features

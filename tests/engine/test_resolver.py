@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from filmroll.engine.embedded import EmbeddedEngine
-from filmroll.engine.gate import Gate
-from filmroll.engine.resolve import Resolved
-from filmroll.engine.resolver import Bounds, Resolver, level_bytes
+from filmroll.engine.embedded.engine import EmbeddedEngine
+from filmroll.engine.images.gate import Gate
+from filmroll.engine.images.resolve import Resolved
+from filmroll.engine.images.resolver import Bounds, Resolver, level_bytes
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import (
     EngineUnavailableError,

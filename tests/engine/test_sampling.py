@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from filmroll.engine.sampling import Choosers, own_generator, sample
+from filmroll.engine.embedded.sampling import Choosers, own_generator, sample
 from filmroll.materialize.feed import SUPPRESSED
 from filmroll.wire.generate import SamplingParams
 

@@ -22,7 +22,7 @@ from filmroll.wire.generate import GenerateAnswer, read_answer
 PROGRAM = """
 import sys
 from pathlib import Path
-from filmroll.engine.server import serve
+from filmroll.engine.embedded.server import serve
 from filmroll.store import open_store
 model, store, weights = sys.argv[1:]
 serve(Path(model), open_store(store), Path(weights), name="tiny", max_model_len=2048, threads=1,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.weights import FILE, write_weights
 from filmroll.errors import WeightsError
 from filmroll.materialize.feed import load_model

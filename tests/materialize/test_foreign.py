@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from filmroll.engine.resolve import Resolved
-from filmroll.engine.resolver import Resolver
+from filmroll.engine.images.resolve import Resolved
+from filmroll.engine.images.resolver import Resolver
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import (
     DescriptorError,

@@ -31,7 +31,7 @@ FAR = {"timeout": 240.0, "patience": 120.0}
 PROGRAM = """
 import sys
 from pathlib import Path
-from filmroll.engine.server import serve
+from filmroll.engine.embedded.server import serve
 from filmroll.store import open_store
 model, store, weights, port = sys.argv[1:]
 serve(Path(model), open_store(store), Path(weights), name="tiny", threads=1, port=int(port),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.errors import RunError, TransportError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from filmroll.engine.embedded import EmbeddedEngine
+from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.pixels.decode import decode

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from filmroll.engine.resolver import Bounds
+from filmroll.engine.images.resolver import Bounds
 from filmroll.engine.vllm.settings import Settings, read_settings
 from filmroll.errors import ConfigError
 from filmroll.families import load_family

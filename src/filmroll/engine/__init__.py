@@ -1,10 +1,6 @@
-"""Inference: an embedded engine that runs a transformers model and speaks the generate protocol.
+"""Inference on references: an engine of our own (`embedded`), and a plugin for real vLLM (`vllm`).
 
-The readers' wing. A request comes in over HTTP (`server`), its references become verified pixels
-(`resolve`), it waits for the model thread (`embedded`), decodes together with others (`batch`,
-`sampling`) and goes back as tokens with their logprobs. The trainer's new weights come through a
-folder (`weights`).
-
-It is no toy vLLM: one model, one thread, no paging, no prefix cache. It is the default where there
-is no accelerator, and the oracle that other engines are compared with in tests.
+The readers' wing. Both make pixels of a request's references in the same rooms (`images`), answer in the same words
+(`http`), count the same things (`statistics`) and take the trainer's new weights from the same folder (`weights`).
+`chat` is OpenAI's endpoint on the embedded engine.
 """

@@ -42,7 +42,7 @@ class Offer:
 
     def serve_embedded(self, ready: Callable[[str], None], *, threads: int, device: str) -> None:
         """Serve with the embedded engine in this process, at the first port, until it is told to end."""
-        from filmroll.engine.server import serve
+        from filmroll.engine.embedded.server import serve
 
         serve(
             Path(self.model),

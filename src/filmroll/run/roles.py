@@ -32,7 +32,7 @@ class Nothing(msgspec.Struct, frozen=True):
 
 def run_engine(run: RunDirectory, name: str, seed: int) -> None:
     """Serve the run's model until the starter is gone."""
-    from filmroll.engine.server import serve
+    from filmroll.engine.embedded.server import serve
 
     config = run.config()
     if not isinstance(config.engine, EmbeddedEngineConfig):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,8 @@ from filmroll.train.loader import Images, Loader
 from filmroll.train.loss import loss
 from filmroll.train.places import of_micro_batch
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
-from filmroll.wire.receipt import Receipt
+from filmroll.train.tally import Tally
 from filmroll.wire.training import MicroBatch
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Sums over the micro-batches of a step."""
-
-    loss: float = 0.0
-    entropy: float = 0.0
-    ratio: float = 0.0
-    ratio_max: float = 0.0
-    clipped: float = 0.0
-    on_policy: int = 0
-    gap: float = 0.0
-    gap_max: float = 0.0
-    receipt: Receipt = field(default_factory=Receipt)
 
 
 class Trainer:
@@ -58,7 +41,7 @@ class Trainer:
             raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
         self._loader.begin(work)
         self.optimizer.zero_grad(set_to_none=True)
-        tally = _Tally()
+        tally = Tally()
         for micro_batch in work.micro_batches:
             self._accumulate(micro_batch, work.version, trained, tally)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
@@ -68,9 +51,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self.optimizer.step()
-        return _report(work.micro_batches, Costs(self.family), tally, trained, norm, time.perf_counter() - started)
+        return tally.report(work.micro_batches, Costs(self.family), trained, norm, time.perf_counter() - started)
 
-    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: _Tally) -> None:
+    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: Tally) -> None:
         batch = self._loader.load(micro_batch)
         with of_micro_batch(micro_batch):
             out = forward(self.model, self.family, batch)
@@ -82,36 +65,4 @@ class Trainer:
             max_ratio=self.config.max_ratio,
         )
         (lost.total / trained).backward()  # type: ignore[no-untyped-call]
-        gaps = (out.logprobs.detach() - batch.logprobs).abs()[batch.versions == version]
-        tally.loss += float(lost.total.detach()) / trained
-        tally.entropy += float(out.entropies.sum())
-        tally.ratio += float(lost.ratios.sum())
-        tally.ratio_max = max([tally.ratio_max, *lost.ratios.tolist()])
-        tally.clipped += float(lost.clipped.sum())
-        tally.on_policy += len(gaps)
-        tally.gap += float(gaps.sum())
-        tally.gap_max = max([tally.gap_max, *gaps.tolist()])
-        tally.receipt += out.receipt
-
-
-def _report(
-    batches: Sequence[MicroBatch], costs: Costs, tally: _Tally, trained: int, norm: float, seconds: float
-) -> StepReport:
-    return StepReport(
-        loss=tally.loss,
-        grad_norm=norm,
-        entropy=tally.entropy / trained,
-        ratio_mean=tally.ratio / trained,
-        ratio_max=tally.ratio_max,
-        clip_fraction=tally.clipped / trained,
-        on_policy=tally.on_policy / trained,
-        logprob_gap_mean=tally.gap / tally.on_policy if tally.on_policy else None,
-        logprob_gap_max=tally.gap_max if tally.on_policy else None,
-        trained_tokens=trained,
-        tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
-        area=sum(batch.area for batch in batches),
-        patches=sum(costs.encoded(batch) for batch in batches),
-        micro_batches=len(batches),
-        receipt=tally.receipt,
-        seconds=seconds,
-    )
+        tally.add(out, lost, batch, version, trained)

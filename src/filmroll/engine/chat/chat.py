@@ -25,7 +25,7 @@ from filmroll.render import Rendered, Renderer, RendererPool, load_renderer
 from filmroll.wire.generate import GenerateRequest, SamplingParams, referring
 
 if TYPE_CHECKING:
-    from filmroll.engine.embedded import EmbeddedEngine
+    from filmroll.engine.embedded.engine import EmbeddedEngine
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from filmroll.engine.chat.request import Assistant, ChatRequest, Developer, ImagePart, Message, TextPart, Tool
-from filmroll.engine.content import MAX_IMAGES, stored
-from filmroll.engine.resolve import named
+from filmroll.engine.images.content import MAX_IMAGES, stored
+from filmroll.engine.images.resolve import named
 from filmroll.errors import FilmrollError, RequestError
 from filmroll.image import ImageRef
 from filmroll.render import Rendered, Renderer

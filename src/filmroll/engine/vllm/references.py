@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from filmroll.engine.http import error_answer
-from filmroll.engine.resolve import Claims
-from filmroll.engine.resolver import Resolver, Visit
+from filmroll.engine.images.resolve import Claims
+from filmroll.engine.images.resolver import Resolver, Visit
 from filmroll.engine.statistics import Statistics, shared_statistics
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.identity import identity

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from filmroll.engine.resolver import Bounds
+from filmroll.engine.images.resolver import Bounds
 from filmroll.errors import ConfigError
 from filmroll.families import Family
 from filmroll.materialize.features import TTL_S, Features

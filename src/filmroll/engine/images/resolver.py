@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from filmroll.engine.gate import Gate
-from filmroll.engine.readers import Readers
-from filmroll.engine.remembered import Remembered
-from filmroll.engine.resolve import Claims, Read, References, Resolved, claims_of, named, read_references
+from filmroll.engine.images.gate import Gate
+from filmroll.engine.images.readers import Readers
+from filmroll.engine.images.remembered import Remembered
+from filmroll.engine.images.resolve import Claims, Read, References, Resolved, claims_of, named, read_references
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import EngineUnavailableError
 from filmroll.families.base import Family

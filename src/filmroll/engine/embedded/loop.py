@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from filmroll.engine.batch import Batch, Row
+from filmroll.engine.embedded.batch import Batch, Row
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import EngineError, EngineUnavailableError, FilmrollError
 from filmroll.families.base import Family

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
-from filmroll.engine.remembered import Remembered, digest_of
+from filmroll.engine.images.remembered import Remembered, digest_of
 from filmroll.errors import FilmrollError, PlacementError, RequestError
 from filmroll.families.base import Family
 from filmroll.materialize.materializer import check_placements

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from filmroll.engine.resolve import named
+from filmroll.engine.images.resolve import named
 from filmroll.errors import ImageSourceError, RequestError
 from filmroll.families.base import Family
 from filmroll.image import INLINE, ImageRef

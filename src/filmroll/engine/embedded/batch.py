@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from filmroll.engine.resolve import Resolved
-from filmroll.engine.sampling import Choosers, sample
+from filmroll.engine.embedded.sampling import Choosers, sample
+from filmroll.engine.images.resolve import Resolved
 from filmroll.families.base import Family
 from filmroll.materialize.feed import feeding, model_inputs, rope_positions, suppress
 from filmroll.materialize.sheet import Sheet

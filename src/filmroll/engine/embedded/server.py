@@ -31,8 +31,8 @@ from filmroll.wire.generate import encode, read_request
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from filmroll.engine.embedded import EmbeddedEngine
-    from filmroll.engine.resolver import Bounds
+    from filmroll.engine.embedded.engine import EmbeddedEngine
+    from filmroll.engine.images.resolver import Bounds
     from filmroll.store.store import Store
 
 KEEP_ALIVE_S = 120
@@ -114,7 +114,7 @@ def serve(
     gets the base URL once requests are answered. `features_dir` is where processed images are kept for
     other processes.
     """
-    from filmroll.engine.embedded import EmbeddedEngine
+    from filmroll.engine.embedded.engine import EmbeddedEngine
     from filmroll.families import load_family
     from filmroll.materialize.features import Features
     from filmroll.materialize.materializer import CACHE_BYTES, Materializer

@@ -19,12 +19,12 @@ from uuid import uuid4
 import torch
 from prometheus_client import CollectorRegistry
 
-from filmroll.engine.batch import Row, prompt_positions
-from filmroll.engine.content import in_references
-from filmroll.engine.loop import BatchLimits, ModelLoop
-from filmroll.engine.resolve import Resolved
-from filmroll.engine.resolver import Bounds, Resolver
-from filmroll.engine.sampling import MIN_TEMPERATURE, own_generator
+from filmroll.engine.embedded.batch import Row, prompt_positions
+from filmroll.engine.embedded.loop import BatchLimits, ModelLoop
+from filmroll.engine.embedded.sampling import MIN_TEMPERATURE, own_generator
+from filmroll.engine.images.content import in_references
+from filmroll.engine.images.resolve import Resolved
+from filmroll.engine.images.resolver import Bounds, Resolver
 from filmroll.engine.statistics import Statistics
 from filmroll.engine.weights import read_weights
 from filmroll.errors import FilmrollError, RequestError, WeightsError
