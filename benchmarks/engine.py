@@ -208,7 +208,7 @@ def serving(engine: str, model: Path, store: Path, work: Path) -> Iterator[Serve
     command = [sys.executable, "-m", "filmroll", "serve", str(model), "--store", str(store), "--port", "0", "--json"]
     command += ["--engine", engine]
     if engine == "vllm":
-        command += ["--vllm-command", str(ROOT / ".venv-vllm/bin/vllm"), "--", *VLLM_FLAGS]
+        command += ["--any-images", "--vllm-command", str(ROOT / ".venv-vllm/bin/vllm"), "--", *VLLM_FLAGS]
     with (work / f"{engine}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=os.environ | VLLM_ENVIRONMENT)
         assert process.stdout is not None

@@ -41,6 +41,14 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each embedded engine.")] = 1,
     device: Annotated[str, typer.Option(help="Where an embedded engine's model runs, as torch names it.")] = "cpu",
     vllm_command: Annotated[str, typer.Option(help="The vllm executable, by name or by path.")] = "vllm",
+    only_references: Annotated[
+        bool,
+        typer.Option(
+            "--only-references/--any-images",
+            help="Whether vLLM's generate endpoint refuses tensors and content parts: whoever may send those "
+            "can end vLLM's engine for everybody.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print replicas as JSON, one object a line.")] = False,
 ) -> None:
     """Serve a model to requests whose images are references.
@@ -68,7 +76,7 @@ def serve(
         offer.serve_embedded(lambda url: ready(0, url, os.getpid()), threads=threads, device=device)
         return
     if engine is Kind.VLLM:
-        servers = offer.vllm(vllm_command, context.args)
+        servers = offer.vllm(vllm_command, context.args, only_references=only_references)
     else:
         servers = offer.embedded(threads=threads, device=device)
     asyncio.run(

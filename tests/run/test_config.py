@@ -1,6 +1,9 @@
 """Configuration: file, then flags, and nothing else; what is wrong is said with its place."""
 
+import json
 import os
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +14,7 @@ from PIL import Image
 from filmroll.errors import ConfigError, ImageLimitError
 from filmroll.run.config import Config, help_text, load_config
 from filmroll.run.directory import RunDirectory, newest_run, resolve
+from filmroll.run.engine_process import vllm_server
 from filmroll.store import HttpSources, Limits, Manifest
 
 FILE = """
@@ -182,6 +186,15 @@ def test_each_kind_of_engine_has_its_own_fields(tmp_path, file):
         load_config(vllm, ["--engine.threads", "2"])
     with pytest.raises(ConfigError, match=r"engine\.embedded\.flags"):
         load_config(file, ["--engine.flags=--dtype"])
+
+
+@pytest.mark.parametrize(("flags", "only"), [([], True), (["--no-engine.only_references"], False)])
+def test_a_runs_vllm_takes_references_alone_unless_told_otherwise(tmp_path, file, flags, only):
+    said = ["--engine.kind", "vllm", "--engine.command", sys.executable, "--run.directory", str(tmp_path / "run")]
+    config = load_config(file, [*said, *flags])
+    server = vllm_server(RunDirectory.create(config), config, config.engine, seed=0)
+    told = json.loads(dict(pairwise(server.command()))["--additional-config"])["filmroll"]
+    assert told["only_references"] is only
 
 
 def test_an_executable_is_found_again_from_any_folder(tmp_path, monkeypatch):

@@ -195,13 +195,14 @@ def pretender(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.parametrize(("more", "only"), [((), True), (("--any-images",), False)])
 def test_vllm_is_started_with_what_references_need(
-    tiny_model: Path, images: Path, tmp_path: Path, pretender: Path
+    tiny_model: Path, images: Path, tmp_path: Path, pretender: Path, more: tuple[str, ...], only: bool
 ) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
     arguments = ("--engine", "vllm", "--vllm-command", pretender, "--store", images, "--weights", weights, "--json")
-    with serving(tiny_model, *arguments, "--replicas", 2, "--port", 0, "--", "--dtype", "float32") as process:
+    with serving(tiny_model, *arguments, *more, "--replicas", 2, "--port", 0, "--", "--dtype", "float32") as process:
         rows = said(process, 2)
         process.send_signal(signal.SIGINT)
         _, heard = process.communicate(timeout=60)
@@ -218,6 +219,7 @@ def test_vllm_is_started_with_what_references_need(
         assert given["--served-model-name"] == tiny_model.name
         settings = json.loads(given["--additional-config"])["filmroll"]
         assert (settings["store"], settings["weights"]) == (str(images), str(weights))
+        assert settings["only_references"] is only
         assert json.loads(given["--weight-transfer-config"]) == {"backend": "filmroll"}
         assert one["connector"] == "filmroll"
     assert len({one["argv"][one["argv"].index("--seed") + 1] for one in told}) == 2

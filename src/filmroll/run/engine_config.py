@@ -44,6 +44,8 @@ class VllmEngineConfig(_EngineConfig):
     """The vllm executable, by name or by path: it may lie in another environment."""
     flags: tuple[str, ...] = ()
     """Further flags of `vllm serve`."""
+    only_references: bool = True
+    """Whether the generate endpoint takes images as references and in no other way."""
 
 
 EngineConfig = Annotated[EmbeddedEngineConfig | VllmEngineConfig, Field(discriminator="kind")]

@@ -37,7 +37,7 @@ def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, see
         store_cache_bytes=chosen.cache_mb * MiB,
         cache_bytes=engine.cache_mb * MiB,
         weights=str(run.weights),
-        only_references=True,
+        only_references=engine.only_references,
         max_bytes=chosen.max_bytes,
         max_pixels=chosen.max_pixels,
         max_side=chosen.max_side,

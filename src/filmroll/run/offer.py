@@ -74,7 +74,7 @@ class Offer:
             for number, port in enumerate(self.ports)
         ]
 
-    def vllm(self, command: str, flags: Sequence[str]) -> list[Replica]:
+    def vllm(self, command: str, flags: Sequence[str], *, only_references: bool) -> list[Replica]:
         """A server of vLLM's for each port. Each has a seed of its own, or all would sample the same."""
         check_flags(flags)
         executable = find_vllm(command)
@@ -82,6 +82,7 @@ class Offer:
             store=self.store or INLINE,
             store_cache=self.store_cache or None,
             weights=None if self.weights is None else str(self.weights),
+            only_references=only_references,
         )
         servers = [
             VllmServer(executable, self.model, self.name, self.host, port, told, seed=number, flags=flags)
