@@ -71,9 +71,11 @@ GLM = """\
             {{- '\\n<think></think>\\n' + said.split('</think>')[-1].strip() }}
         {%- endif %}
         {%- for call in message.tool_calls or [] %}
-            {{- '\\n<tool_call>' + call.function.name }}
+            {{- '\\n<tool_call>' + call.function.name + '\\n' }}
             {%- for name, value in call.function.arguments.items() %}
-                {{- ' ' + name + '=' + (value | tojson) }}
+                {{- '<arg_key>' + name + '</arg_key>\\n<arg_value>' }}
+                {{- value if value is string else value | tojson }}
+                {{- '</arg_value>\\n' }}
             {%- endfor %}
             {{- '</tool_call>' }}
         {%- endfor %}

@@ -75,6 +75,39 @@ MISTRAL = """\
 {%- endfor %}"""
 """One pair of marks around all calls, each with a name of its own."""
 
+NAMED = HERMES.replace(
+    """{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}""",
+    "{{- '<call>' + call.function.name + '<args>' }}",
+).replace("tojson + '}\\n</tool_call>'", "tojson")
+"""A name and the object of its arguments, and nothing behind it."""
+
+_ARGUMENTS = """{{- call.function.arguments | tojson + '}\\n</tool_call>' }}"""
+TAGS = HERMES.replace(
+    """{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}""",
+    "{{- '\\n<tool_call>' + call.function.name + '\\n' }}",
+).replace(
+    _ARGUMENTS,
+    """{%- for name, value in call.function.arguments.items() %}
+            {{- '<arg_key>' + name + '</arg_key>\\n<arg_value>' }}{{ value if value is string else value | tojson }}
+            {{- '</arg_value>\\n' }}
+        {%- endfor %}
+        {{- '</tool_call>' }}""",
+)
+"""Arguments one by one, a mark around each call."""
+
+INVOKED = HERMES.replace(
+    """{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}""",
+    """{{- '\\n<calls>\\n' if loop.first }}{{- '<invoke name="' + call.function.name + '">\\n' }}""",
+).replace(
+    _ARGUMENTS,
+    """{%- for name, value in call.function.arguments.items() %}
+            {{- '<parameter name="' + name + '">\\n' }}{{ value if value is string else value | tojson }}
+            {{- '\\n</parameter>\\n' }}
+        {%- endfor %}
+        {{- '</invoke>\\n' }}{{ '</calls>' if loop.last }}""",
+)
+"""One pair of marks around all calls, another around each, and lines of their own for values."""
+
 
 def sampled(renderer: Renderer, text: str) -> list[int]:
     return [*renderer.tokenizer.encode(text), renderer.stop_token_ids[0]]
@@ -156,6 +189,9 @@ def templated(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPa
         known, template = {
             "hermes": ("internvl-released", HERMES),
             "mistral": ("pixtral-released", MISTRAL),
+            "named": ("internvl-released", NAMED),
+            "tags": ("internvl-released", TAGS),
+            "invoked": ("internvl-released", INVOKED),
         }[name]
         folder = tmp_path_factory.mktemp("calls") / "model"
         shutil.copytree(checkpoint(known), folder)
@@ -165,26 +201,67 @@ def templated(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     return make
 
 
-def test_a_template_says_how_calls_are_written(templated: Load) -> None:
-    hermes, mistral = templated("hermes"), templated("mistral")
-    one = '{"name": "zoom", "arguments": {"x": 3, "label": "eye"}'
-    for renderer, text in [
-        (hermes, f"I look.\n<tool_call>\n{one}}}\n</tool_call>"),
-        (hermes, f"I look.\n\n<tool_call>{one}}}</tool_call>\n"),
-        (mistral, f'I look.[TOOL_CALLS][{one}, "id": "abcdefghi"}}]'),
-    ]:
-        answer = renderer.parse(sampled(renderer, text))
+ONE = '{"name": "zoom", "arguments": {"x": 3, "label": "eye"}'
+WRITTEN = {
+    "hermes": f"I look.\n<tool_call>\n{ONE}}}\n</tool_call>",
+    "mistral": f'I look.[TOOL_CALLS][{ONE}, "id": "abcdefghi"}}]',
+    "named": 'I look.<call>zoom<args>{"x": 3, "label": "eye"}',
+    "tags": "I look.\n<tool_call>zoom\n<arg_key>x</arg_key>\n<arg_value>3</arg_value>\n<arg_key>label</arg_key>\n"
+    "<arg_value>eye</arg_value>\n</tool_call>",
+    "invoked": 'I look.\n<calls>\n<invoke name="zoom">\n<parameter name="x">\n3\n</parameter>\n'
+    '<parameter name="label">\neye\n</parameter>\n</invoke>\n</calls>',
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_template_says_how_calls_are_written(templated: Load, name: str) -> None:
+    renderer, text = templated(name), WRITTEN[name]
+    for said in (text, text.replace("\n", "") + "\n"):
+        answer = renderer.parse(sampled(renderer, said), tools=TOOLS)
         assert (answer, answer.reasoning, answer.broken_calls) == ("I look.", None, ())
         (call,) = answer.tool_calls
         assert (call.name, call.arguments) == (CALL.name, CALL.arguments)
-        prompt = renderer.render(ASKED, tools=TOOLS)
-        anew = renderer.render([*ASKED, answer.message, user("And?")], tools=TOOLS)
-        written = renderer.tokenizer.decode(anew.logical)[len(renderer.tokenizer.decode(prompt.logical)) :]
-        assert "".join(written.split()).startswith("".join(text.split()))
-    two = f"<tool_call>\n{one}}}\n</tool_call>\n<tool_call>\n{one}}}\n</tool_call>"
+    prompt = renderer.render(ASKED, tools=TOOLS)
+    anew = renderer.render([*ASKED, answer.message, user("And?")], tools=TOOLS)
+    written = renderer.tokenizer.decode(anew.logical)[len(renderer.tokenizer.decode(prompt.logical)) :]
+    assert "".join(written.split()).startswith("".join(text.split()))
+
+
+def test_several_calls_are_heard_in_turn(templated: Load) -> None:
+    hermes, mistral = templated("hermes"), templated("mistral")
+    two = f"<tool_call>\n{ONE}}}\n</tool_call>\n<tool_call>\n{ONE}}}\n</tool_call>"
     assert hermes.parse(hermes.tokenizer.encode(two)).tool_calls == (CALL, CALL)
-    two = f'[TOOL_CALLS][{one}, "id": "abcdefghi"}}, {one}, "id": "ihgfedcba"}}]'
+    two = f'[TOOL_CALLS][{ONE}, "id": "abcdefghi"}}, {ONE}, "id": "ihgfedcba"}}]'
     assert [call.id for call in mistral.parse(mistral.tokenizer.encode(two)).tool_calls] == ["abcdefghi", "ihgfedcba"]
+
+
+def test_the_tools_tell_what_is_a_text(templated: Load) -> None:
+    """Where texts stand as they are, a number may be either."""
+    said = "<tool_call>zoom\n<arg_key>x</arg_key>\n<arg_value>3</arg_value>\n<arg_key>label</arg_key>\n"
+    said += "<arg_value>7</arg_value>\n<arg_key>more</arg_key>\n<arg_value>[1,</arg_value>\n</tool_call>"
+    renderer = templated("tags")
+    ids = renderer.tokenizer.encode(said)
+    (call,) = renderer.parse(ids, tools=TOOLS).tool_calls
+    assert call.arguments == {"x": 3, "label": "7", "more": "[1,"}
+    (call,) = renderer.parse(ids).tool_calls
+    assert call.arguments == {"x": 3, "label": 7, "more": "[1,"}
+
+
+SPELLED_WRONG = {
+    "no name": "<tool_call>\n<arg_key>x</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+    "no value": "<tool_call>zoom\n<arg_key>x</arg_key>\n</tool_call>",
+    "a value without an end": "<tool_call>zoom\n<arg_key>x</arg_key>\n<arg_value>3\n</tool_call>",
+    "twice the same": "<tool_call>zoom\n" + 2 * "<arg_key>x</arg_key>\n<arg_value>3</arg_value>\n" + "</tool_call>",
+    "no end": "<tool_call>zoom\n<arg_key>x</arg_key>\n<arg_value>3</arg_value>",
+    "words": "<tool_call>zoom in there\n</tool_call>",
+}
+
+
+@pytest.mark.parametrize("broken", SPELLED_WRONG.values(), ids=SPELLED_WRONG)
+def test_a_call_that_is_spelled_wrong_stays_what_was_written(templated: Load, broken: str) -> None:
+    renderer = templated("tags")
+    answer = renderer.parse(sampled(renderer, f"Hm.\n{broken}"))
+    assert (answer, answer.tool_calls, answer.broken_calls) == ("Hm.", (), (broken,))
 
 
 def test_a_good_call_beside_a_broken_one_is_heard(templated: Load) -> None:
@@ -194,6 +271,15 @@ def test_a_good_call_beside_a_broken_one_is_heard(templated: Load) -> None:
         answer = renderer.parse(renderer.tokenizer.encode(said))
         assert answer.tool_calls == (ToolCall("zoom", {}),)
         assert answer.broken_calls == (BROKEN["no JSON"],)
+
+
+def test_a_call_without_its_end_takes_none_along(templated: Load) -> None:
+    renderer = templated("tags")
+    good = "<tool_call>zoom\n<arg_key>x</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+    for broken in ("<tool_call>zoom\n<arg_key>x</tool_call>", SPELLED_WRONG["a value without an end"]):
+        answer = renderer.parse(renderer.tokenizer.encode(f"{broken}\n{good}"), tools=TOOLS)
+        assert answer.tool_calls == (ToolCall("zoom", {"x": 3}),)
+        assert answer.broken_calls == (broken,)
 
 
 def test_reasoning_goes_where_the_template_reads_it(load: Load, templated: Load) -> None:
@@ -213,7 +299,7 @@ def test_reasoning_goes_where_the_template_reads_it(load: Load, templated: Load)
 
 
 def test_what_a_template_has_no_form_for_stays_text(load: Load) -> None:
-    for known in ("gemma3-released", "glm4v_moe-released", "llava_onevision"):
+    for known in ("gemma3-released", "llava_onevision"):
         renderer = load(known)
         text = '<tool_call>{"name": "zoom", "arguments": {}}</tool_call>'
         answer = renderer.parse(renderer.tokenizer.encode(text))
@@ -229,7 +315,7 @@ values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral"])
+@pytest.mark.parametrize("name", ["hermes", "mistral", "named"])
 def test_law_calls_that_a_template_writes_are_read_again(templated: Load, name: str) -> None:
     form = templated(name)._text._calls  # type: ignore[attr-defined]
     template = templated(name)._text._template  # type: ignore[attr-defined]
@@ -249,11 +335,36 @@ def test_law_calls_that_a_template_writes_are_read_again(templated: Load, name: 
     law()
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral"])
+@pytest.mark.parametrize("name", ["tags", "invoked"])
+def test_law_calls_that_a_template_spells_out_are_read_again(templated: Load, name: str) -> None:
+    """Texts come back as they were, white space and all, and whatever else is JSON as what it is."""
+    form = templated(name)._text._calls  # type: ignore[attr-defined]
+    template = templated(name)._text._template  # type: ignore[attr-defined]
+    texts = {"type": "object", "properties": {key: {"type": "string"} for key in "abc"}}
+    tools = [{"type": "function", "function": {"name": "zoom", "parameters": texts}}]
+    plain = st.text(st.characters(exclude_characters=(SEAM, OPENS, CLOSES, "<"), exclude_categories=["Cs"]), max_size=8)
+    worded = st.dictionaries(st.sampled_from("abc"), plain, max_size=3)
+    others = st.dictionaries(st.sampled_from("xyz"), st.none() | st.booleans() | st.integers(), max_size=3)
+
+    @settings(max_examples=effort(60, 10_000), deadline=None)
+    @given(st.lists(st.tuples(worded, others), min_size=1, max_size=3))
+    def law(arguments: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        asked = [words | rest for words, rest in arguments]
+        calls = [{"type": "function", "function": {"name": "zoom", "arguments": one}} for one in asked]
+        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Yes.", "tool_calls": calls}]
+        read = form.read(template.write(chat).text.partition("Yes.")[2], tools)
+        assert ([call.arguments for call in read.calls], read.broken) == (asked, ())
+
+    law()
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "named", "tags", "invoked"])
 def test_law_nothing_that_is_said_is_lost(templated: Load, name: str) -> None:
     """Whatever the text: it is among the words, the calls and the broken calls, or it is a mark."""
     form = templated(name)._text._calls  # type: ignore[attr-defined]
     pieces = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[", "]", "{", "}", '"name": "f"', ",", "\n", "word", "é"]
+    pieces += ["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<calls>", '<invoke name="', '">', "</invoke>"]
+    pieces += ["<call>", "<args>", '<parameter name="', "</parameter>", "</calls>"]
     whole = json.dumps({"name": "f", "arguments": {"a": 1}})
 
     @settings(max_examples=effort(200, 50_000), deadline=None)

@@ -1,25 +1,26 @@
 """How a chat template writes tool calls: found out by having it write some, and then read again.
 
-Most write a JSON object for each call, with marks around one or around all of them. Where a template
-does anything else, calls stay the text that they are.
+Templates write a JSON object for each call, or its name and a JSON object of arguments (`json_calls`), or spell
+the arguments out one by one (`spelled_calls`), with marks around one or around all of them. Where a template does
+anything else, calls stay the text that they are.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from filmroll.errors import RenderError
 from filmroll.render.answer import ToolCall
 from filmroll.render.forms import INNARDS, PROBE, Forms
 from filmroll.render.template import ChatTemplate
 
-_NAMES = (f"{INNARDS}_one", f"{INNARDS}_two")
-_ARGUMENTS = {INNARDS: f"{INNARDS} value"}
-_json = json.JSONDecoder()
+NAMES = (f"{INNARDS}_one", f"{INNARDS}_two")
+"""Of the functions that a probe calls."""
+Texts = frozenset[tuple[str, str]]
+"""The arguments that are texts, each with its function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,97 +32,107 @@ class Calls:
     broken: tuple[str, ...] = ()
 
 
+class Probe:
+    """Has a template write calls of functions that there are not."""
+
+    def __init__(self, template: ChatTemplate, forms: Forms) -> None:
+        self._template = template
+        self._forms = forms
+
+    def written(self, *calls: ToolCall) -> str | None:
+        """What stands behind the text of an answer because of its calls; None if that is not all that changes."""
+        none, text = self._behind([]), self._behind(calls)
+        return text.removesuffix(none) if text.endswith(none) else None
+
+    def _behind(self, calls: Sequence[ToolCall]) -> str:
+        answer: dict[str, Any] = {"role": "assistant", "content": PROBE}
+        if calls:
+            # Some templates insist on names of nine letters and digits.
+            answer["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": f"{INNARDS}0000{number}",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for number, call in enumerate(calls)
+            ]
+        messages = [self._forms.dressed({"role": "user", "content": "x"}), self._forms.dressed(answer)]
+        return self._template.write(messages, tools=[_tool(name) for name in NAMES]).text.partition(PROBE)[2]
+
+
 @dataclass(frozen=True, slots=True)
-class CallForm:
-    """The marks before the first call, between two and after the last, and the keys of a call's object."""
+class Marks:
+    """What stands before the first call, between two and after the last."""
 
     opening: re.Pattern[str]
     between: re.Pattern[str]
     closing: re.Pattern[str]
-    name: str
-    arguments: str
 
     @classmethod
-    def of(cls, template: ChatTemplate, forms: Forms) -> CallForm | None:
-        """The form in which the template writes calls; None where it is not one that can be read."""
-        try:
-            none, two = (_written(template, forms, names) for names in ((), _NAMES))
-        except RenderError:
+    def of(cls, opening: str, between: str, closing: str) -> Marks | None:
+        """None where text could be taken for calls."""
+        if not opening.strip() or not between.strip():
             return None
-        if not two.endswith(none):
-            return None
-        text = two[: len(two) - len(none)]
-        found = list(_objects(text))
-        if len(found) != len(_NAMES):
-            return None
-        (first, first_end, value), (second, second_end, _) = found
-        keys = {str(inner): key for key, inner in value.items()}
-        opening, between, closing = text[:first], text[first_end:second], text[second_end:]
-        if not opening.strip() or not between.strip() or not {_NAMES[0], str(_ARGUMENTS)} <= keys.keys():
-            return None
-        form = cls(_pattern(opening), _pattern(between), _pattern(closing), keys[_NAMES[0]], keys[str(_ARGUMENTS)])
-        return form if [call.name for call in form.read(text).calls] == list(_NAMES) else None
+        return cls(*(re.compile(mark(text)) for text in (opening, between, closing)))
 
-    def read(self, text: str) -> Calls:
-        """What an answer says and calls. What begins as a call and is none is broken, to where the next one begins."""
+
+class CallForm(ABC):
+    """A way of writing calls."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+
+    @abstractmethod
+    def call(self, text: str, at: int, texts: Texts) -> tuple[ToolCall | None, int]:
+        """The call that stands here, and where it ends; None for what is none."""
+
+    def read(self, text: str, tools: Sequence[Any] | None = None) -> Calls:
+        """What an answer says and calls. What begins as a call and is none is broken, to where the next one begins.
+
+        `tools` tell what is a text in ways of writing that do not.
+        """
+        texts, opening = _texts(tools), self._marks.opening
         around: list[str] = []
         calls: list[ToolCall] = []
         broken: list[str] = []
         at = 0
-        while (start := self.opening.search(text, at)) is not None:
+        while (start := opening.search(text, at)) is not None:
             around.append(text[at : start.start()])
-            found, at = self._block(text, start.end())
-            calls += found
+            found, at = self._block(text, start.end(), texts)
             if at < 0:
-                again = self.opening.search(text, start.end())
+                again = opening.search(text, start.end())
                 at = len(text) if again is None else again.start()
-                calls = calls[: len(calls) - len(found)]
                 broken.append(text[start.start() : at].strip())
+            else:
+                calls += found
         around.append(text[at:])
         return Calls("".join(around).strip() if calls or broken else text, tuple(calls), tuple(broken))
 
-    def _block(self, text: str, at: int) -> tuple[list[ToolCall], int]:
+    def _block(self, text: str, at: int, texts: Texts) -> tuple[list[ToolCall], int]:
         """The calls between an opening and its closing, and where that ends; -1 if it is not as it should be."""
+        closing = self._marks.closing
         calls: list[ToolCall] = []
         while True:
-            call, at = self._call(text, _after_space(text, at))
+            call, at = self.call(text, after_space(text, at), texts)
             if call is None:
                 return calls, -1
             calls.append(call)
-            at = _after_space(text, at)
-            if self.closing.pattern and (end := self.closing.match(text, at)):
+            at = after_space(text, at)
+            if closing.pattern and (end := closing.match(text, at)):
                 return calls, end.end()
-            if more := self.between.match(text, at):
+            if more := self._marks.between.match(text, at):
                 at = more.end()
             else:
-                return calls, -1 if self.closing.pattern else at
-
-    def _call(self, text: str, at: int) -> tuple[ToolCall | None, int]:
-        try:
-            value, end = _json.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return None, at
-        if not isinstance(value, dict):
-            return None, at
-        name, arguments, named = value.get(self.name), value.get(self.arguments), value.get("id")
-        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            return None, at
-        return ToolCall(name, arguments, named if isinstance(named, str) else None), end
+                return calls, -1 if closing.pattern else at
 
 
-def _written(template: ChatTemplate, forms: Forms, names: Sequence[str]) -> str:
-    """What stands behind the text of an answer that calls these functions."""
-    answer: dict[str, Any] = {"role": "assistant", "content": PROBE}
-    if names:
-        answer["tool_calls"] = [_call(number, name) for number, name in enumerate(names)]
-    messages = [forms.dressed({"role": "user", "content": "x"}), forms.dressed(answer)]
-    return template.write(messages, tools=[_tool(name) for name in _NAMES]).text.partition(PROBE)[2]
+def mark(text: str) -> str:
+    """A pattern of what stands around calls, whatever white space is in it."""
+    return r"\s*".join(map(re.escape, text.split()))
 
 
-def _call(number: int, name: str) -> dict[str, Any]:
-    # Some templates insist on names of nine letters and digits.
-    function = {"name": name, "arguments": _ARGUMENTS}
-    return {"type": "function", "id": f"{INNARDS}0000{number}", "function": function}
+def after_space(text: str, at: int) -> int:
+    return len(text) - len(text[at:].lstrip())
 
 
 def _tool(name: str) -> dict[str, Any]:
@@ -129,22 +140,17 @@ def _tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": "x", "parameters": parameters}}
 
 
-def _objects(text: str) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """The outermost JSON objects of a text, and where each begins and ends."""
-    at = 0
-    while (begin := text.find("{", at)) >= 0:
-        try:
-            value, at = _json.raw_decode(text, begin)
-        except ValueError:
-            at = begin + 1
-        else:
-            yield begin, at, value
+def _texts(tools: Sequence[Any] | None) -> Texts:
+    """By the tools' own word; what is no tool, or says nothing of its arguments, is passed over."""
+    found = set()
+    for tool in tools or ():
+        function = _within(tool, "function") or tool
+        for name, schema in _within(_within(function, "parameters"), "properties").items():
+            if isinstance(schema, Mapping) and schema.get("type") == "string":
+                found.add((str(function.get("name")), str(name)))
+    return frozenset(found)
 
 
-def _pattern(mark: str) -> re.Pattern[str]:
-    """The mark, whatever white space is in it."""
-    return re.compile(r"\s*".join(map(re.escape, mark.split())))
-
-
-def _after_space(text: str, at: int) -> int:
-    return len(text) - len(text[at:].lstrip())
+def _within(value: Any, key: str) -> Mapping[str, Any]:
+    inner = value.get(key) if isinstance(value, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}

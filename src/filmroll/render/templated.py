@@ -9,16 +9,19 @@ tokens are those of the rest, and everything before stays as it is; otherwise it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from filmroll.errors import CheckpointError, PrefixError, RenderError
 from filmroll.families import Family
 from filmroll.families.checkpoint import Checkpoint, read_section
-from filmroll.render.answer import Answer
-from filmroll.render.calls import CallForm, Calls
-from filmroll.render.forms import PROBE, Forms
+from filmroll.render.answer import Answer, ToolCall
+from filmroll.render.calls import NAMES, CallForm, Calls, Probe
+from filmroll.render.forms import INNARDS, PROBE, Forms
+from filmroll.render.json_calls import NamedCalls, ObjectCalls
 from filmroll.render.markup import without_marks
 from filmroll.render.messages import Message
+from filmroll.render.spelled_calls import SpelledCalls
 from filmroll.render.template import ChatTemplate, Span, Written
 from filmroll.render.text import Tokens, Transcript, refuse_unknown
 from filmroll.render.tokenizer import TextTokenizer
@@ -41,7 +44,7 @@ class TemplateText:
                 remedy="Put eos_token_id into generation_config.json",
             )
         self._opening = tokenizer.opening
-        self._calls = CallForm.of(template, self._forms)
+        self._calls = _call_form(Probe(template, self._forms))
 
     @classmethod
     def load(
@@ -116,12 +119,11 @@ class TemplateText:
         raise PrefixError("the chat template writes what was said before otherwise once more follows")
 
     def parse(self, completion_ids: Sequence[int], *, prompt: Tokens | None, tools: Sequence[Any] | None) -> Answer:
-        del tools  # JSON says itself of what type an argument is.
         ids = list(completion_ids)
         end = next((index for index, token in enumerate(ids) if token in self._stops), len(ids))
         whole = self._tokenizer.decode(ids[:end])
         reasoning, said = self._reasoning(whole, prompt)
-        read = Calls(said) if self._calls is None else self._calls.read(said)
+        read = Calls(said) if self._calls is None else self._calls.read(said, tools)
         inline = None
         if reasoning is not None and "reasoning_content" not in self._template.source:
             inline = whole[: len(whole) - len(said)] + read.text
@@ -179,6 +181,22 @@ class TemplateText:
             return []
         first = self._tokenizer.encode(text.partition(PROBE)[2])[:1]
         return [token for token in first if token in self._tokenizer.special.values()]
+
+
+def _call_form(probe: Probe) -> CallForm | None:
+    """How the template writes calls; None where that is not a way which can be read, or it writes none."""
+    calls = [ToolCall(name, {INNARDS: PROBE}) for name in NAMES]
+    try:
+        written = probe.written(*calls) or ""
+        forms = [kind.of(probe) for kind in (ObjectCalls, NamedCalls, SpelledCalls)]
+    except RenderError:
+        return None
+    heard = [form for form in forms if form is not None and _without_ids(form.read(written).calls) == calls]
+    return heard[0] if heard else None
+
+
+def _without_ids(calls: Sequence[ToolCall]) -> list[ToolCall]:
+    return [replace(call, id=None) for call in calls]
 
 
 def _is_open(prompt: str) -> bool:
