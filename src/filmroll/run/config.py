@@ -46,6 +46,8 @@ class RunConfig(Section):
     """Steps between those whose rollouts are written down for people; the last is always written."""
     control: str = ""
     """The folder of a control run, shown in the report beside this one if it is there."""
+    env_vars: dict[str, str] = {}
+    """Environment variables of the processes that the run launches, beside those of whoever launches them."""
 
 
 class MultimodalConfig(Section):

@@ -16,6 +16,7 @@ from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 from filmroll.run.engine_config import EngineConfig
 from filmroll.store import HttpSources, Limits, Store, open_store
+from filmroll.store.ingest.sources import path_of
 from filmroll.store.keys import named_object
 from filmroll.store.nowhere import URL as INLINE_URL
 
@@ -87,6 +88,13 @@ class RunDirectory:
         if config.multimodal.mode == "inline":
             return INLINE_URL
         return config.multimodal.store or str(self.path / "assets" / "images")
+
+    def images_folder(self, config: Config) -> Path | None:
+        """The folder that is, for programs that know nothing but folders; None where images are in none."""
+        place = self.store_url(config)
+        if place.lower().startswith("file:"):
+            return Path(path_of(place))
+        return None if place == INLINE_URL or "://" in place else Path(place)
 
     def open_store(self, config: Config) -> Store:
         """That store, with the limits, the cache and the sources that the run is configured with."""
@@ -185,7 +193,8 @@ def _named(model: str) -> bool:
 
 def _place(store: str, *, run_id: str) -> str:
     """A store's folder, resolved; a bucket means the same from everywhere."""
-    return _with_run_id(store, run_id) if "://" in store else str(resolve(store, run_id=run_id))
+    bare = "://" in store or store.lower().startswith("file:")
+    return _with_run_id(store, run_id) if bare else str(resolve(store, run_id=run_id))
 
 
 def resolve(path: str, *, run_id: str | None = None) -> Path:

@@ -17,6 +17,7 @@ import msgspec
 from filmroll.errors import RunError
 from filmroll.run.child import Child
 from filmroll.run.directory import RunDirectory
+from filmroll.run.variables import launched_variables
 
 _POLL = 0.05
 _PATIENCE = 300.0
@@ -49,7 +50,7 @@ class Process(Child):
         with os.fdopen(theirs) as input_, _log(run, name).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=input_, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **launched_variables(run, run.config()), **(environment or {})},
             )  # fmt: skip
         return cls(name, run, process, leash)
 
