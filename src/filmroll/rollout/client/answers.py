@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from filmroll.errors import EngineAnswerError, ReceiptError
 from filmroll.render import Rendered
 from filmroll.wire.capabilities import Way
@@ -68,7 +66,7 @@ def _logprobs(choice: Choice) -> list[float]:
 def _receipt(answer: GenerateAnswer, images: Sequence[ImageDescriptor]) -> Receipt:
     """The engine's receipt, if it has consumed every image it was sent."""
     receipt = answer.receipt or Receipt()
-    if set(msgspec.structs.astuple(receipt)) != {len(images)}:
+    if receipt != Receipt(*[len(images)] * 4):
         sent = ", ".join(f"{number} is {image.image.sha256[:16]}" for number, image in enumerate(images[:_NAMED]))
         raise ReceiptError(
             f"{len(images)} images were sent{f' (image {sent})' if sent else ''}, the engine's receipt is {receipt}",
