@@ -6,101 +6,38 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
 
 import psutil
 
-from filmroll.errors import RunError
-from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engines import Engines
 from filmroll.run.launch import Process, role_command
-from filmroll.run.roles import Nothing, codec
-from filmroll.run.switchboard import Connect
-from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainStep
-from filmroll.wire.channel import Caller
-from filmroll.wire.transport import Sender, open_sender
-
-T = TypeVar("T")
+from filmroll.run.learner import Learner
+from filmroll.run.players import Players
 
 
 class Crew:
-    """Engines, a trainer and a worker, all alive."""
+    """Engines, a worker and a trainer, all alive: those who play, and the one who learns."""
 
-    def __init__(self, config: Config, engines: Engines, trainer: Process, worker: Process) -> None:
-        self._config = config
-        self._engines, self._trainer, self._worker = engines, trainer, worker
-        self._to_trainer: Caller
-        self._to_worker: Caller
-        self._samples: Sender[TrainStep] | None = None
-
-    async def connect(self) -> None:
-        """Wait until all of them can be spoken to, and introduce them."""
-        places = await asyncio.gather(self._trainer.endpoint(), self._worker.endpoint())
-        self._to_trainer, self._to_worker = map(Caller, places)
-        await self._engines.open(self._introduce)
-
-    async def _introduce(self, engines: Connect) -> None:
-        await self._worker.watch(self._to_worker.call("connect", engines, Nothing))
-
-    async def rollout(self, task: RolloutTask) -> Played:
-        return await self._ask_worker("rollout", task, Played)
-
-    async def demonstrate(self, task: RolloutTask) -> Played:
-        return await self._ask_worker("demonstrate", task, Played)
-
-    @property
-    def samples(self) -> Sender[TrainStep]:
-        """The stream of samples to the trainer, one message a step; there is one once the trainer is restored."""
-        if self._samples is None:
-            raise RunError("samples were to be sent before the trainer was restored")
-        return self._samples
-
-    async def step(self, work: TrainStep) -> StepReport:
-        """Send a step's samples and have the trainer learn from them."""
-        return await self.take(await self._trainer.watch(self.samples.send(work)))
-
-    async def take(self, number: int) -> StepReport:
-        """Have the trainer learn from samples that are in the stream."""
-        return await self._ask_trainer("step", Take(number), StepReport)
-
-    async def save(self, progress: Progress) -> None:
-        await self._ask_trainer("save", progress, Ask)
-
-    async def restore(self) -> Progress:
-        restored = await self._ask_trainer("restore", Ask(), Restored)
-        stream = open_sender(restored.samples, codec(self._config), self._config.transport.window)
-        self._samples = await self._trainer.watch(stream)
-        return restored.progress
+    def __init__(self, players: Players, learner: Learner) -> None:
+        self.players = players
+        self.learner = learner
 
     async def publish(self, version: int) -> None:
         """The trainer's weights reach the engines, under this version."""
-        await self._ask_trainer("publish", Publish(version), Ask)
-        await self._engines.watch(self._engines.update(version))
-
-    @property
-    def engine_restarts(self) -> int:
-        """How many engines have been started again."""
-        return self._engines.restarts
+        await self.learner.publish(version)
+        await self.players.update(version)
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process."""
-        own = int(psutil.Process(os.getpid()).memory_info().rss)
-        others = {process.name: process.memory() for process in (self._trainer, self._worker)}
-        return {"orchestrator": own, **self._engines.memory(), **others}
+        return memory(self.players.engines.memory(), self.learner.process, self.players.worker)
 
-    async def close(self) -> None:
-        for caller in (self._to_trainer, self._to_worker):
-            caller.close()
-        if self._samples is not None:
-            await self._samples.close()
 
-    async def _ask_worker(self, name: str, message: Any, answer: type[T]) -> T:
-        return await self._engines.watch(self._worker.watch(self._to_worker.call(name, message, answer)))
-
-    async def _ask_trainer(self, name: str, message: Any, answer: type[T]) -> T:
-        return await self._trainer.watch(self._to_trainer.call(name, message, answer))
+def memory(engines: dict[str, int], *processes: Process) -> dict[str, int]:
+    """Resident bytes of this process, the engines and others."""
+    own = int(psutil.Process(os.getpid()).memory_info().rss)
+    return {"orchestrator": own, **engines, **{process.name: process.memory() for process in processes}}
 
 
 @asynccontextmanager
@@ -108,15 +45,35 @@ async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
     """The run's processes, started together and ended together."""
     async with AsyncExitStack() as stack:
         config = run.config()
-        engines = Engines(run, config)
-        stack.push_async_callback(engines.stop)
-        await engines.start()
-        processes = []
-        for role in ("trainer", "worker"):
-            process = await Process.start(role, role_command(role, run, role), run)
-            stack.push_async_callback(process.stop)
-            processes.append(process)
-        hands = Crew(config, engines, *processes)
-        await hands.connect()
-        stack.push_async_callback(hands.close)
-        yield hands
+        engines = await started_engines(run, config, stack)
+        trainer = await started("trainer", run, stack)
+        players, learner = Players(engines, await started("worker", run, stack)), Learner(config, trainer)
+        await asyncio.gather(players.connect(), learner.connect())
+        stack.push_async_callback(players.close)
+        stack.push_async_callback(learner.close)
+        yield Crew(players, learner)
+
+
+@asynccontextmanager
+async def learner_alone(run: RunDirectory) -> AsyncIterator[Learner]:
+    """A run's trainer, where nothing is sampled."""
+    async with AsyncExitStack() as stack:
+        learner = Learner(run.config(), await started("trainer", run, stack))
+        await learner.connect()
+        stack.push_async_callback(learner.close)
+        yield learner
+
+
+async def started_engines(run: RunDirectory, config: Config, stack: AsyncExitStack) -> Engines:
+    """The run's engines, being started; they end with the stack."""
+    engines = Engines(run, config)
+    stack.push_async_callback(engines.stop)
+    await engines.start()
+    return engines
+
+
+async def started(role: str, run: RunDirectory, stack: AsyncExitStack) -> Process:
+    """A process of this role, being started; it ends with the stack."""
+    process = await Process.start(role, role_command(role, run, role), run)
+    stack.push_async_callback(process.stop)
+    return process

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anyio import to_thread
-
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.renderer import check_options
@@ -23,14 +21,13 @@ from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import TINY, Config, RlConfig, WarmupConfig
 from filmroll.run.crew import Crew, crew
 from filmroll.run.directory import RunDirectory
+from filmroll.run.lessons import Lessons
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
-from filmroll.run.roles import materializer, model_dir
-from filmroll.store import Manifest
-from filmroll.train.plan import plan
-from filmroll.train.processed import with_images
+from filmroll.run.roles import model_dir
+from filmroll.run.variables import launched_variables
 from filmroll.train.samples import branch_advantages, samples
-from filmroll.train.step import Progress, StepReport, TrainStep
+from filmroll.train.step import Progress
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample
 
@@ -60,6 +57,7 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
     """Run the configured training to its end, in this process and those it starts."""
     run.event("resumed" if resume else "started", chance=config.environment.chance)
     try:
+        launched_variables(run, config)
         if config.model == TINY:
             _build_tiny_model(run.model, config.seed)
         # Said here, a wrong model or option is one clear error; said by a process, it would be a process that ended.
@@ -82,7 +80,7 @@ def _build_tiny_model(folder: Path, seed: int) -> None:
 
 async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
     async with crew(run) as hands:
-        progress = await hands.restore()
+        progress = await hands.learner.restore()
         run.event("restored", warmup=progress.warmup, rl=progress.rl)
         orchestrator = Orchestrator(config, run, hands, observe)
         await orchestrator.go(await orchestrator.catch_up(progress))
@@ -105,9 +103,7 @@ class Orchestrator:
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
-        self._manifest = Manifest(run.open_store(config), run.manifest_name())
-        processed = config.multimodal.mode == "processed"
-        self._materializer = materializer(run, config, self._family) if processed else None
+        self._lessons = Lessons(config, run, self._family, hands.learner)
         self._sampling = SamplingParams(
             max_tokens=config.sampling.max_tokens,
             temperature=config.sampling.temperature,
@@ -120,10 +116,10 @@ class Orchestrator:
 
         What they have led to is noted already. The last one's samples may be there without a note: it is played anew.
         """
-        samples, noted = self._hands.samples, max(self._run.steps_noted(), progress.steps)
+        samples, noted = self._hands.learner.samples, max(self._run.steps_noted(), progress.steps)
         await samples.withdraw(noted)
         for number in range(progress.steps, samples.next):
-            await self._hands.take(number)
+            await self._hands.learner.take(number)
             warming = progress.warmup < self._config.warmup.steps
             progress = Progress(progress.warmup + warming, progress.rl + (not warming))
             await self._save(progress)
@@ -133,19 +129,19 @@ class Orchestrator:
     async def go(self, progress: Progress) -> None:
         """Version n is the policy after n updates; the warm-up's result is version 0."""
         warmup, rl = self._config.warmup, self._config.rl
-        async with aclosing(_played_ahead(self._demonstrations, progress.warmup, warmup.steps, True)) as shown:
+        async with aclosing(played_ahead(self._demonstrations, progress.warmup, warmup.steps, True)) as shown:
             async for step, played, started in shown:
                 await self._warmup_step(step, played, started)
                 await self._save(Progress(step + 1, 0))
         await self._hands.publish(progress.rl)
-        async with aclosing(_played_ahead(self._gather, progress.rl, rl.steps, bool(rl.ahead))) as gathered:
+        async with aclosing(played_ahead(self._gather, progress.rl, rl.steps, bool(rl.ahead))) as gathered:
             async for step, rollouts, started in gathered:
                 await self._rl_step(step, rollouts, started)
                 await self._save(Progress(warmup.steps, step + 1))
 
     async def _demonstrations(self, step: int) -> list[Played]:
         tasks = [self._task("warmup", step, number, 0) for number in range(self._config.warmup.batch_size)]
-        return await asyncio.gather(*(self._hands.demonstrate(task) for task in tasks))
+        return await asyncio.gather(*(self._hands.players.demonstrate(task) for task in tasks))
 
     async def _warmup_step(self, step: int, played: Sequence[Played], started: float) -> None:
         weights = LossWeights(cross_entropy=1.0)
@@ -153,22 +149,22 @@ class Orchestrator:
         for one in played:
             made += samples(one.trajectory, self._family, advantage=0.0, weights=weights)
         await self._keep("warmup", step, played)
-        report = await self._train_step(made, DEMONSTRATED, falling_rate(self._config.warmup, step))
+        report = await self._lessons.learn(made, DEMONSTRATED, falling_rate(self._config.warmup, step))
         self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
     async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
         await self._keep("rl", step, gathered.rollouts)
-        ready, sent = time.perf_counter(), self._hands.samples.sent_bytes
-        report = await self._train_step(self._samples(gathered), step, falling_rate(self._config.rl, step))
+        ready, sent = time.perf_counter(), self._hands.learner.samples.sent_bytes
+        report = await self._lessons.learn(self._samples(gathered), step, falling_rate(self._config.rl, step))
         trained = time.perf_counter()
         await self._hands.publish(step + 1)
         done = time.perf_counter()
         row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family, self._seen)
         row |= {
-            "sample_bytes": self._hands.samples.sent_bytes - sent,
+            "sample_bytes": self._hands.learner.samples.sent_bytes - sent,
             "images_per_second": row["images"] / (done - started),
-            "engine_restarts": self._hands.engine_restarts - self._restarts,
+            "engine_restarts": self._hands.players.engines.restarts - self._restarts,
             "memory": self._hands.memory(),
             "seconds": {
                 "rollout": gathered.seconds,
@@ -189,7 +185,7 @@ class Orchestrator:
         config = self._config.rl
         plays = [
             [
-                self._hands.rollout(self._task("rl", step, prompt, number))
+                self._hands.players.rollout(self._task("rl", step, prompt, number))
                 for number in range(config.rollouts_per_prompt)
             ]
             for prompt in range(config.prompts)
@@ -211,32 +207,21 @@ class Orchestrator:
         made = []
         for group in gathered.groups:
             played = [one.trajectory for one in group]
-            advantages = branch_advantages(played, normalize=self._config.rl.normalize)
+            advantages = branch_advantages(played, normalize=self._config.loss.normalize)
             for trajectory, (advantage, scored) in zip(played, advantages, strict=True):
                 weights = LossWeights(rl=1.0)
                 made += samples(trajectory, self._family, advantage=advantage, weights=weights, scored=scored)
         return made
 
     async def _keep(self, phase: str, step: int, played: Sequence[Played]) -> None:
-        """Refer to a step's images before it trains on them: from now on they stay in the store."""
-        images = [image.image for one in played for image in one.trajectory.images]
-        await to_thread.run_sync(self._manifest.keep, f"{phase}_{step:06d}", images)
-
-    async def _train_step(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
-        planned = plan(made, self._family, self._config.trainer)
-        if planned.cut or planned.dropped:
-            self._run.event("samples_overlong", version=version, cut=planned.cut, dropped=planned.dropped)
-        work = TrainStep(learning_rate, version, planned.ranks[0])
-        if self._materializer is not None:
-            work = await to_thread.run_sync(with_images, work, self._materializer)
-        return await self._hands.step(work)
+        await self._lessons.keep(f"{phase}_{step:06d}", [one.trajectory for one in played])
 
     async def _save(self, progress: Progress) -> None:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps
         due = done % self._config.run.checkpoint_every == 0 or done == total
         # What is saved need not be kept in the stream any longer.
-        if due or self._hands.samples.crowded:
-            await self._hands.save(progress)
+        if due or self._hands.learner.samples.crowded:
+            await self._hands.learner.save(progress)
             self._run.event("checkpoint", warmup=progress.warmup, rl=progress.rl)
 
     def _task(self, phase: str, step: int, prompt: int, number: int) -> RolloutTask:
@@ -256,7 +241,7 @@ def falling_rate(phase: WarmupConfig | RlConfig, step: int) -> float:
     return phase.learning_rate + (phase.final_learning_rate - phase.learning_rate) * step / max(1, phase.steps - 1)
 
 
-async def _played_ahead(
+async def played_ahead(
     play: Callable[[int], Awaitable[T]], first: int, end: int, ahead: bool
 ) -> AsyncGenerator[tuple[int, T, float], None]:
     """Each step's number, what was played for it, and when it began; `ahead` plays the next one meanwhile."""

@@ -12,9 +12,21 @@ from filmroll.engine.weights import write_weights
 from filmroll.errors import TransportError
 from filmroll.train import checkpoint
 from filmroll.train.loader import Images
-from filmroll.train.step import Ask, Progress, Publish, Restored, StepReport, Take, TrainerConfig, TrainStep
+from filmroll.train.objective import LossConfig
+from filmroll.train.step import (
+    Ask,
+    Measure,
+    Measured,
+    Progress,
+    Publish,
+    Restored,
+    StepReport,
+    Take,
+    TrainerConfig,
+    TrainStep,
+)
 from filmroll.train.trainer import Trainer
-from filmroll.wire.transport import Receiver
+from filmroll.wire.transport import Codec, Receiver
 
 T = TypeVar("T")
 
@@ -34,13 +46,14 @@ class TrainerService:
         model_dir: Path,
         images: Images,
         config: TrainerConfig,
+        objective: LossConfig,
         samples: Samples,
         *,
         weights: Path,
         checkpoints: Path,
         keep: int,
     ) -> None:
-        self._trainer = Trainer(model_dir, images, config)
+        self._trainer = Trainer(model_dir, images, config, objective)
         self._open_samples = samples
         self._samples: Receiver[TrainStep] | None = None
         self._weights = weights
@@ -51,6 +64,7 @@ class TrainerService:
     def handlers(self) -> dict[str, tuple[type, Callable[[Any], Awaitable[Any]]]]:
         return {
             "step": (Take, self._alone(self._step)),
+            "measure": (Measure, self._alone(self._measure)),
             "publish": (Publish, self._alone(self._publish)),
             "save": (Progress, self._alone(self._save)),
             "restore": (Ask, self._alone(self._restore)),
@@ -70,6 +84,11 @@ class TrainerService:
         if number != wanted.number:
             raise TransportError(f"step {wanted.number} was to be trained, and the samples of step {number} came")
         return await asyncio.to_thread(self._trainer.step, work)
+
+    async def _measure(self, wanted: Measure) -> Measured:
+        # What the stream may carry is checked where it comes in; a raw run's loader refuses tensors here.
+        _, work = Codec(TrainStep, tensors=True).decode([memoryview(part) for part in wanted.parts])
+        return await asyncio.to_thread(self._trainer.measure, work)
 
     async def _publish(self, message: Publish) -> Ask:
         await asyncio.to_thread(self._write_weights, message)

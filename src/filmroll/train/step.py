@@ -26,12 +26,6 @@ class TrainerConfig(BaseModel):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    clip_low: float = Field(default=0.2, ge=0, le=1)
-    """How far below 1 an importance ratio still counts."""
-    clip_high: float = Field(default=0.2, ge=0)
-    """How far above 1 an importance ratio still counts."""
-    max_ratio: float = Field(default=3.0, gt=1)
-    """Importance ratios are held at this: a token that the policy has left far behind pulls no more."""
     max_tokens: int = Field(default=4096, ge=1)
     """Token area of a micro-batch: rows times the longest row."""
     max_patches: int = Field(default=16384, ge=1)
@@ -62,18 +56,23 @@ class StepReport(msgspec.Struct, frozen=True):
 
     The logprob gap is between what the engine reported and what this trainer computes, over the
     tokens that were sampled by the very version it holds (`on_policy` is their share): it measures
-    whether engine and trainer see the same. Where no token is, there is no gap to tell.
+    whether engine and trainer see the same. A number that no token stands for is None.
     """
 
     loss: float
     grad_norm: float
-    entropy: float
-    ratio_mean: float
-    ratio_max: float
-    clip_fraction: float
-    on_policy: float
+    entropy: float | None
+    ratio_mean: float | None
+    ratio_max: float | None
+    clip_fraction: float | None
+    truncated_fraction: float | None
+    reference_kl: float | None
+    """Over the tokens that are held to a reference policy."""
+    on_policy: float | None
     logprob_gap_mean: float | None
     logprob_gap_max: float | None
+    mismatch_kl: float | None
+    """The same gap as a divergence of the trainer's policy from the engine's."""
     trained_tokens: int
     tokens: int
     area: int
@@ -105,6 +104,20 @@ class Take(msgspec.Struct, frozen=True):
     """Train the step whose samples are the message of this number."""
 
     number: int
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """Tell the loss of a step that is not taken. `parts` are the TrainStep as the stream would write it."""
+
+    parts: list[bytes]
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The mean loss over so many tokens, and what became of their images."""
+
+    loss: float
+    tokens: int
+    receipt: Receipt
 
 
 class Restored(msgspec.Struct, frozen=True):

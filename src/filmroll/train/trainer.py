@@ -11,12 +11,13 @@ import torch
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import load_model
 from filmroll.train.bins import Costs
-from filmroll.train.forward import forward
-from filmroll.train.loader import Images, Loader
-from filmroll.train.loss import loss
+from filmroll.train.forward import Forward, forward
+from filmroll.train.loader import Batch, Images, Loader
+from filmroll.train.loss import Loss, loss
 from filmroll.train.places import of_micro_batch
-from filmroll.train.step import StepReport, TrainerConfig, TrainStep
+from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
 from filmroll.train.tally import Tally
+from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
 
@@ -53,7 +54,26 @@ class Trainer:
         self.optimizer.step()
         return tally.report(work.micro_batches, Costs(self.family), trained, norm, time.perf_counter() - started)
 
+    def measure(self, work: TrainStep) -> Measured:
+        """The mean loss of a step that is not taken: model and optimizer stay as they are."""
+        trained = sum(int(sample.trained[1:].sum()) for batch in work.micro_batches for sample in batch.samples)
+        if trained == 0:
+            raise TrainingError("there are no trained tokens to measure the loss of")
+        self._loader.begin(work)
+        total, receipt = 0.0, Receipt()
+        with torch.no_grad():
+            for micro_batch in work.micro_batches:
+                out, lost = self._forward(micro_batch)[1:]
+                total += float(lost.total)
+                receipt += out.receipt
+        return Measured(total / trained, trained, receipt)
+
     def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: Tally) -> None:
+        batch, out, lost = self._forward(micro_batch)
+        (lost.total / trained).backward()  # type: ignore[no-untyped-call]
+        tally.add(out, lost, batch, version, trained)
+
+    def _forward(self, micro_batch: MicroBatch) -> tuple[Batch, Forward, Loss]:
         batch = self._loader.load(micro_batch)
         with of_micro_batch(micro_batch):
             out = forward(self.model, self.family, batch)
@@ -64,5 +84,4 @@ class Trainer:
             clip_high=self.config.clip_high,
             max_ratio=self.config.max_ratio,
         )
-        (lost.total / trained).backward()  # type: ignore[no-untyped-call]
-        tally.add(out, lost, batch, version, trained)
+        return batch, out, lost
