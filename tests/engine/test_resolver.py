@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.images.gate import Gate
 from filmroll.engine.images.resolve import Resolved
-from filmroll.engine.images.resolver import Bounds, Resolver, level_bytes
+from filmroll.engine.images.resolver import Bounds, Resolver
 from filmroll.engine.statistics import Statistics
 from filmroll.errors import (
     EngineUnavailableError,
@@ -144,7 +144,7 @@ def test_200_requests_of_20_images_through_the_engine(desk: Any) -> None:
         desk.request([pictures[(first + step) % 40] for step in range(20)], words=1, max_tokens=1, seed=first)
         for first in range(200)
     ]
-    each = level_bytes(desk.family, pictures[0])
+    each = desk.family.level_bytes(pictures[0])
     shelf = WatchedShelf(desk.store_dir)
     materializer = Materializer(Store(shelf), desk.family, cache_bytes=each)
     bounds = Bounds(in_flight=8, pixel_bytes=60 * each)
@@ -171,7 +171,7 @@ def test_200_requests_of_20_images_through_the_engine(desk: Any) -> None:
 
 def test_pixels_under_way_are_bounded_and_requests_pass_in_order(bench: Callable[..., Bench], desk: Any) -> None:
     pictures = [desk.picture(1100 + number, (96, 96)) for number in range(12)]
-    each = level_bytes(desk.family, pictures[0])
+    each = desk.family.level_bytes(pictures[0])
     one = bench(cache_bytes=0, pixel_bytes=3 * each, readers=2)
     passed: list[int] = []
     most = 0.0
@@ -217,7 +217,7 @@ def test_two_that_need_more_than_they_thought_do_not_wait_for_each_other(
 ) -> None:
     """As in vLLM, whose cache has dropped what it was said to keep."""
     pictures = [desk.picture(1160 + number, (96, 96)) for number in range(4)]
-    one = bench(pixel_bytes=2 * level_bytes(desk.family, pictures[0]))
+    one = bench(pixel_bytes=2 * desk.family.level_bytes(pictures[0]))
 
     async def stay(mine: list[ImageRef], together: asyncio.Barrier) -> int:
         async with one.resolver.visit() as visit:

@@ -185,6 +185,10 @@ class Family(ABC):
     def pixel_bytes(self, image: ImageRef) -> int:
         """How many bytes the image's float32 arrays take: what travels where references do not."""
 
+    def level_bytes(self, image: ImageRef) -> int:
+        """How many bytes its levels take: what readers keep."""
+        return self.pixel_bytes(image) // (4 * self.cut.temporal)
+
     def describe(self, image: ImageRef) -> ImageDescriptor:
         """The descriptor of a stored image for this family, from its header alone."""
         layout = self.layout(image.width, image.height)

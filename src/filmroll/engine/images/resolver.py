@@ -51,11 +51,6 @@ class Bounds:
     """Pixels of the requests under way, an image that several show counted once. A larger request goes alone."""
 
 
-def level_bytes(family: Family, image: ImageRef) -> int:
-    """What an image takes as the materializer keeps it."""
-    return family.pixel_bytes(image) // (4 * family.cut.temporal)
-
-
 class Resolver:
     """One for an engine. `materializers` by the recipe of their pixels; the first is for references that say none.
 
@@ -67,7 +62,7 @@ class Resolver:
         materializers: Mapping[str, Materializer],
         statistics: Statistics,
         bounds: Bounds | None = None,
-        weigh: Callable[[Family, ImageRef], int] = level_bytes,
+        weigh: Callable[[Family, ImageRef], int] = Family.level_bytes,
     ) -> None:
         self.bounds = bounds or Bounds()
         self.materializers = materializers
