@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from filmroll.engine.weights import FILE, MANIFEST, read_weights, version_folder, write_weights
+from filmroll.engine.weights import (
+    FILE,
+    INDEX,
+    MANIFEST,
+    read_weights,
+    version_folder,
+    write_in_turn,
+    write_weights,
+)
 from filmroll.errors import WeightsError
 
 
@@ -44,7 +54,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:
-    place = write_weights(tensors().items(), tmp_path, 0)
+    place = write_weights(tensors(), tmp_path, 0)
     assert manifest_of(place)["tied"] == {"head": "embed"}
     loaded = read_weights(tmp_path, 0, SHAPES)
     assert loaded["head"].data_ptr() == loaded["embed"].data_ptr()
@@ -112,8 +122,51 @@ def test_a_file_that_is_not_what_the_manifest_lists_is_refused(tmp_path: Path) -
     place = write_weights(tensors(), tmp_path, 1)
     other = write_weights({"embed": torch.zeros(1)}, tmp_path, 2)
     (place / FILE).write_bytes((other / FILE).read_bytes())
-    change_manifest(place, sha256=manifest_of(other)["sha256"])
-    assert "does not hold what its manifest lists" in refused(tmp_path)
+    change_manifest(place, files=manifest_of(other)["files"])
+    assert "do not hold what its manifest lists" in refused(tmp_path)
+
+
+def test_what_one_file_does_not_hold_is_in_several(tmp_path: Path) -> None:
+    place = write_weights(tensors(), tmp_path, 3, shard_bytes=50)
+    names = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    assert sorted(path.name for path in place.iterdir()) == sorted([*names, INDEX, MANIFEST])
+    index = json.loads((place / INDEX).read_text())
+    assert index["weight_map"] == {"embed": names[0], "bias": names[1], "one": names[1]}
+    loaded = read_weights(tmp_path, 3, SHAPES)
+    assert loaded.keys() == SHAPES.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in tensors().items())
+
+
+def test_each_of_several_files_is_checked(tmp_path: Path) -> None:
+    place = write_weights(tensors(), tmp_path, 1, shard_bytes=1)
+    for file in place.glob("*.safetensors"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert f"{file.name} of version 1 does not have the hash" in refused(tmp_path)
+        file.write_bytes(whole)
+    read_weights(tmp_path, 1, SHAPES)
+
+
+def test_no_more_is_held_than_a_file_takes(tmp_path: Path) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def one_after_the_other() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(12):
+            value = torch.full((10,), float(number))
+            alive.append(weakref.ref(value))
+            yield str(number), value
+            del value
+            assert sum(one() is not None for one in alive) <= 4
+
+    write_in_turn(one_after_the_other(), tmp_path, 1, tied={}, shard_bytes=120)
+    assert len(read_weights(tmp_path, 1, {str(number): (10,) for number in range(12)})) == 12
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "other.safetensors", "model.safetensors\n"])
+def test_a_manifest_names_no_other_files(tmp_path: Path, name: str) -> None:
+    place = write_weights(tensors(), tmp_path, 1)
+    change_manifest(place, files={name: "0" * 64})
+    assert "manifest of version 1 cannot be read" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "[" * 100_000])
@@ -134,11 +187,11 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     (place / FILE).write_bytes(b"x" * 100)
     import hashlib
 
-    change_manifest(place, sha256=hashlib.sha256(b"x" * 100).hexdigest())
+    change_manifest(place, files={FILE: hashlib.sha256(b"x" * 100).hexdigest()})
     assert "cannot be read" in refused(tmp_path)
 
 
 def test_safetensors_itself_can_read_the_file(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "check.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "check.safetensors", metadata={"format": "pt"})
     place = write_weights({"a": torch.ones(1)}, tmp_path, 1)
     assert (place / FILE).read_bytes() == (tmp_path / "check.safetensors").read_bytes()

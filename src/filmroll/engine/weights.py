@@ -1,19 +1,20 @@
 """Weights on their way from trainer to engine: one folder for each version, checked before use.
 
-    <folder>/step_<version>/model.safetensors
-                            manifest.json      version, sha256 of the file, what is in it
+    <folder>/step_<version>/model.safetensors      or, where they are more than one file holds:
+                            model-00001-of-00002.safetensors, ..., model.safetensors.index.json
+                            manifest.json          version, sha256 of each file, what is in them
 
-A version appears whole or not at all. A reader looks at hash, names and shapes before a
-tensor is loaded, so a wrong file leaves the model that it was meant for as it was. Where one process
-checks and others load, as in vLLM, they agree on the hash.
+Files and index are as transformers writes them. A version appears whole or not at all. A reader looks at
+hashes, names and shapes before a tensor is loaded, so a wrong file leaves the model that it was meant for
+as it was. Where one process checks and others load, as in vLLM, they agree on the manifest's hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
     import torch
 
 FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
-FORMAT = "filmroll-weights-1"
+FORMAT = "filmroll-weights-2"
+SHARD_BYTES = 4 << 30
+"""What a file holds unless the writer is told otherwise: it has so much in memory, and no more."""
+
+_FileName = Annotated[str, msgspec.Meta(pattern=r"\Amodel(-\d{5}-of-\d{5})?\.safetensors\Z")]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class TensorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,9 +45,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: str
     version: Annotated[int, msgspec.Meta(ge=0)]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    files: Annotated[dict[_FileName, _Sha256], msgspec.Meta(min_length=1)]
     tensors: dict[str, TensorForm]
     tied: dict[str, str] = {}
+
+    @property
+    def sha256(self) -> str:
+        """Of all files: two versions with the same have the same tensors."""
+        return hashlib.sha256(msgspec.json.encode(sorted(self.files.items()))).hexdigest()
 
 
 def version_folder(folder: Path, version: int) -> Path:
@@ -48,22 +60,60 @@ def version_folder(folder: Path, version: int) -> Path:
 
 
 def write_weights(
-    tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], folder: Path, version: int
+    tensors: Mapping[str, torch.Tensor], folder: Path, version: int, *, shard_bytes: int = SHARD_BYTES
 ) -> Path:
     """Keep the named tensors as `version` below `folder`; a version written again replaces the one before.
 
     Tensors that share all their memory, as tied weights do, are written once.
     """
+    kept, tied = without_ties(tensors)
+    # A copy: safetensors refuses different views of one memory.
+    copies = ((name, value.detach().to("cpu", copy=True).contiguous()) for name, value in kept.items())
+    return write_in_turn(copies, folder, version, tied=tied, shard_bytes=shard_bytes)
+
+
+def write_in_turn(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    folder: Path,
+    version: int,
+    *,
+    tied: Mapping[str, str],
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """The same of tensors that come one after the other; at no time more of them are held than a file's."""
     from safetensors.torch import save_file
 
-    kept, tied = _without_ties(dict(tensors))
     place = version_folder(folder, version)
     with whole_folder(place) as draft:
-        save_file(kept, draft / FILE)
-        forms = {name: TensorForm(list(value.shape), _dtype(value)) for name, value in kept.items()}
-        manifest = Manifest(FORMAT, version, _sha256(draft / FILE), forms, tied)
-        (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        shards: list[dict[str, TensorForm]] = []
+        for shard in _shards(tensors, shard_bytes):
+            # With the metadata that transformers asks for.
+            save_file(shard, draft / f"{len(shards)}", metadata={"format": "pt"})
+            shards.append({name: TensorForm(list(value.shape), _dtype(value)) for name, value in shard.items()})
+        names = _file_names(len(shards))
+        for number, name in enumerate(names):
+            (draft / f"{number}").rename(draft / name)
+        if len(names) > 1:
+            _write_json(draft / INDEX, _index(dict(zip(names, shards, strict=True)), draft))
+        files = {name: _sha256(draft / name) for name in names}
+        forms = {name: form for shard in shards for name, form in shard.items()}
+        _write_json(draft / MANIFEST, Manifest(FORMAT, version, files, forms, dict(tied)))
     return place
+
+
+def without_ties(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors that have memory of their own, and for each other name the one that it repeats."""
+    kept: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, value in tensors.items():
+        memory = _memory(value)
+        if value.numel() and memory in first:
+            tied[name] = first[memory]
+        else:
+            first[memory] = name
+            kept[name] = value
+    return kept, tied
 
 
 def read_weights(folder: Path, version: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -86,7 +136,7 @@ def check_weights(folder: Path, version: int, expected: Mapping[str, tuple[int, 
     try:
         manifest = _read_manifest(place, version)
         _check_names(manifest, expected)
-        _check_file(place / FILE, manifest)
+        _check_files(place, manifest)
     except WeightsError as error:
         raise error.at(field="version") from None
     return manifest
@@ -98,29 +148,54 @@ def load_checked(folder: Path, version: int, sha256: str) -> dict[str, torch.Ten
     from safetensors.torch import load_file
 
     place = version_folder(folder, version)
-    if _read_manifest(place, version).sha256 != sha256:
+    manifest = _read_manifest(place, version)
+    if manifest.sha256 != sha256:
         raise WeightsError(f"version {version} was written again after it was checked")
-    try:
-        loaded: dict[str, torch.Tensor] = load_file(place / FILE)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"the file of version {version} cannot be read", private=str(error)) from None
+    loaded: dict[str, torch.Tensor] = {}
+    for name in manifest.files:
+        try:
+            loaded |= load_file(place / name)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{name} of version {version} cannot be read", private=str(error)) from None
     return loaded
 
 
-def _without_ties(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors that have memory of their own, and for each other name the one that it repeats."""
-    kept: dict[str, torch.Tensor] = {}
-    tied: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
-    for name, value in tensors.items():
-        memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        if value.numel() and memory in first:
-            tied[name] = first[memory]
-            continue
-        first[memory] = name
-        # A copy: safetensors refuses different views of one memory.
-        kept[name] = value.detach().to("cpu", copy=True).contiguous()
-    return kept, tied
+def _memory(value: torch.Tensor) -> tuple[object, ...]:
+    """What two tensors have in common that are one."""
+    if hasattr(value, "full_tensor"):
+        # Parted among processes, where a part may be empty: one parameter under two names.
+        return (id(value),)
+    return (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+
+
+def _shards(tensors: Iterable[tuple[str, torch.Tensor]], most: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors in their order, as many at a time as fit into a file; a larger one has a file of its own."""
+    shard: dict[str, torch.Tensor] = {}
+    held = 0
+    for name, value in tensors:
+        if shard and held + value.nbytes > most:
+            yield shard
+            # Whoever took it has it still, and would hold two files' tensors.
+            shard.clear()
+            held = 0
+        shard[name] = value
+        held += value.nbytes
+    yield shard
+
+
+def _file_names(count: int) -> list[str]:
+    return [FILE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+
+
+def _index(shards: Mapping[str, Iterable[str]], folder: Path) -> dict[str, Any]:
+    """As transformers has it: which file a tensor is in."""
+    size = sum((folder / name).stat().st_size for name in shards)
+    names = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    return {"metadata": {"total_size": size}, "weight_map": names}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
 
 
 def _dtype(value: torch.Tensor) -> str:
@@ -163,22 +238,24 @@ def _check_names(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) ->
             raise WeightsError(f"{_short(name)} has the shape {list(shapes[name])}, the model's is {list(shape)}")
 
 
-def _check_file(path: Path, manifest: Manifest) -> None:
-    """The file has the manifest's hash, and its own header lists what the manifest lists."""
+def _check_files(place: Path, manifest: Manifest) -> None:
+    """The files have the manifest's hashes, and their own headers list what the manifest lists."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        if _sha256(path) != manifest.sha256:
-            raise WeightsError(
-                f"the file of version {manifest.version} does not have the hash in its manifest",
-                remedy="It was changed or cut short after it was written; write the version again",
-            )
-        with safe_open(path, framework="pt") as file:
-            listed = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 not a dict
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"the file of version {manifest.version} cannot be read", private=str(error)) from None
+    listed: dict[str, list[int]] = {}
+    for name, sha256 in manifest.files.items():
+        try:
+            if _sha256(place / name) != sha256:
+                raise WeightsError(
+                    f"{name} of version {manifest.version} does not have the hash in its manifest",
+                    remedy="It was changed or cut short after it was written; write the version again",
+                )
+            with safe_open(place / name, framework="pt") as file:
+                listed |= {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 not a dict
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{name} of version {manifest.version} cannot be read", private=str(error)) from None
     if listed != {name: form.shape for name, form in manifest.tensors.items()}:
-        raise WeightsError(f"the file of version {manifest.version} does not hold what its manifest lists")
+        raise WeightsError(f"the files of version {manifest.version} do not hold what its manifest lists")
 
 
 def _short(name: str) -> str:
