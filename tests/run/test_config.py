@@ -34,10 +34,10 @@ def file(tmp_path):
 
 
 def test_defaults_then_file_then_flags(file):
-    config = load_config(file, ["--rl.steps", "9", "--environment.images", "blank", "--no-rl.normalize"])
+    config = load_config(file, ["--rl.steps", "9", "--environment.images", "blank", "--no-loss.normalize"])
     assert (config.seed, config.rl.steps, config.environment.size) == (3, 9, 64)
     assert config.environment.images == "blank"
-    assert config.rl.normalize is False
+    assert config.loss.normalize is False
     assert config.rl.prompts == Config().rl.prompts
 
 
@@ -73,6 +73,10 @@ def test_a_wrong_flag_is_named(file, flags, message):
         ("rl = 3", "rl"),
         ("[rl]\nsteps = -1", "rl.steps"),
         ("[trainer]\nlearning = 1", "trainer.learning"),
+        ("[trainer]\nclip_low = 0.1", "trainer.clip_low is loss.clip_low now"),
+        ("[rl]\nnormalize = false", "rl.normalize is loss.normalize now"),
+        ("[loss]\ntruncate_at = 0.5", "loss: .*take 1 or more, or 0"),
+        ("[loss]\nreference = 'model'", "loss: .*kl = 0 gives it no weight"),
         ("[rl\n", "no TOML"),
         ("\x00", "no TOML"),
     ],

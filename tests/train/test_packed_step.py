@@ -12,6 +12,7 @@ from filmroll.store import open_store
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
+from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.overlong import beginning
 from filmroll.train.plan import plan
 from filmroll.train.step import TrainerConfig, TrainStep
@@ -62,11 +63,36 @@ def _sample(family, noise, number, shown) -> TrainingSample:
     )
 
 
-def done(trainer, batches):
-    """The step's report, and its gradients times the tokens that it divided by."""
-    report = trainer.step(TrainStep(0.0, 0, batches))
-    tokens = report.trained_tokens
-    return report, {name: value.grad * tokens for name, value in trainer.model.named_parameters()}
+def done(trainer, batches, whole):
+    """The report of a step or of a rank's part of it, and its gradients times the whole step's tokens."""
+    report = trainer.step(TrainStep(0.0, 0, batches), whole)
+    return report, {name: value.grad * whole.tokens for name, value in trainer.model.named_parameters()}
+
+
+OBJECTIVES = [
+    LossConfig(),
+    LossConfig(length="samples", ratio="sequence"),
+    LossConfig(length="constant", constant=3, truncate_at=1.2),
+]
+
+
+@pytest.fixture(params=OBJECTIVES, ids=lambda one: one.length)
+def objective(request, trainer):
+    """Each way of dividing by lengths, in turn."""
+    trainer.objective = request.param
+    yield request.param
+    trainer.objective = LossConfig()
+
+
+@pytest.fixture(scope="module")
+def whole(samples):
+    return Trained.of(samples)
+
+
+TOLD = (
+    "loss", "entropy", "ratio_mean", "ratio_max", "clip_fraction", "truncated_fraction", "logprob_gap_max",
+    "mismatch_kl",
+)  # fmt: skip
 
 
 def alone(samples):
@@ -78,15 +104,15 @@ def assert_same(gradients, expected):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_packed_step_is_the_same_step(trainer, samples):
-    """The loss is a mean over the step's trained tokens, however they are divided into micro-batches."""
-    apart, expected = done(trainer, alone(samples))
+def test_a_packed_step_is_the_same_step(trainer, samples, whole, objective):
+    """However its samples are divided into micro-batches."""
+    apart, expected = done(trainer, alone(samples), whole)
     packed = plan(samples, trainer.family, UNCLIPPED).ranks[0]
     assert any(len(row) > 1 for batch in packed for row in batch.rows)
     assert 1 < len(packed) < len(samples)
     for batches in (packed, [MicroBatch([list(samples)])], [MicroBatch([[one] for one in samples])]):
-        together, gradients = done(trainer, batches)
-        for name in ("loss", "entropy", "ratio_mean", "ratio_max", "clip_fraction", "logprob_gap_max"):
+        together, gradients = done(trainer, batches, whole)
+        for name in TOLD:
             assert getattr(together, name) == pytest.approx(getattr(apart, name), abs=1e-5), name
         assert together.trained_tokens == apart.trained_tokens
         assert together.receipt == apart.receipt
@@ -94,23 +120,23 @@ def test_a_packed_step_is_the_same_step(trainer, samples):
 
 
 @pytest.mark.parametrize("ranks", [2, 5, 16])
-def test_the_ranks_gradients_add_up_to_the_whole_steps(trainer, samples, ranks):
-    _, expected = done(trainer, alone(samples))
+def test_the_ranks_gradients_add_up_to_the_whole_steps(trainer, samples, whole, objective, ranks):
+    _, expected = done(trainer, alone(samples), whole)
     total = dict.fromkeys(expected, 0.0)
     for batches in plan(samples, trainer.family, UNCLIPPED, ranks=ranks).ranks:
         if any(one.trained.any() for batch in batches for one in batch.samples):
-            _, part = done(trainer, batches)
+            _, part = done(trainer, batches, whole)
             total = {name: total[name] + part[name] for name in total}
     assert_same(total, expected)
 
 
 @pytest.mark.parametrize("sees", [True, False])
-def test_a_dummy_contributes_exactly_nothing(trainer, samples, sees):
+def test_a_dummy_contributes_exactly_nothing(trainer, samples, whole, objective, sees):
     chosen = [one for one in samples if bool(one.images) == sees][:1]
     (_,), (dummy,) = plan(chosen, trainer.family, UNCLIPPED, ranks=2).ranks
     assert any(one.images for one in dummy.samples) == sees
-    before, expected = done(trainer, alone(samples))
-    after, gradients = done(trainer, [*alone(samples), dummy])
+    before, expected = done(trainer, alone(samples), whole)
+    after, gradients = done(trainer, [*alone(samples), dummy], Trained.of([*samples, *dummy.samples]))
     assert all(torch.equal(gradients[name], value) for name, value in expected.items())
     same = ("loss", "grad_norm", "entropy", "ratio_mean", "ratio_max", "clip_fraction", "on_policy", "trained_tokens")
     assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
@@ -123,9 +149,7 @@ def test_a_dummys_backward_reaches_every_parameter(trainer, samples):
     for parameter in trainer.model.parameters():
         parameter.grad = None
     batch = Loader(trainer._loader._images, trainer.model).load(dummy)
-    lost = loss(
-        forward(trainer.model, trainer.family, batch).logprobs, batch, clip_low=0.2, clip_high=0.2, max_ratio=3.0
-    )
+    lost = loss(forward(trainer.model, trainer.family, batch).logprobs, batch, Trained.of(samples), LossConfig())
     lost.total.backward()
     assert lost.total.item() == 0.0
     for name, parameter in trainer.model.named_parameters():

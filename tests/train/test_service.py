@@ -13,6 +13,7 @@ from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.store import open_store
 from filmroll.train import checkpoint
+from filmroll.train.objective import LossConfig
 from filmroll.train.service import TrainerService
 from filmroll.train.step import Ask, Progress, Publish, Restored, Take, TrainerConfig, TrainStep
 from filmroll.wire.generate import GenerateRequest, SamplingParams
@@ -41,6 +42,7 @@ def service(model_dir, tmp_path):
         model_dir,
         materializer,
         TrainerConfig(threads=1),
+        LossConfig(),
         lambda begin: open_receiver(str(tmp_path / "samples"), Codec(TrainStep), Window(), begin=begin),
         weights=tmp_path / "weights",
         checkpoints=tmp_path / "checkpoints",

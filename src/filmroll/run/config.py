@@ -22,8 +22,15 @@ from filmroll.render.markup import Typed
 from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
+from filmroll.train.objective import LossConfig
 from filmroll.train.step import TrainerConfig
 from filmroll.wire.transport import Window
+
+MOVED = {
+    "rl": ("normalize",),
+    "trainer": ("clip_low", "clip_high", "max_ratio"),
+}
+"""Fields that stand in `[loss]` by now."""
 
 TINY = "tiny:qwen3_vl"
 """The small random model that a run builds for itself."""
@@ -143,8 +150,6 @@ class RlConfig(Section):
     """Learning rate of the first update."""
     final_learning_rate: float = Field(default=1e-4, gt=0)
     """Learning rate of the last update; in between it falls evenly."""
-    normalize: bool = True
-    """Divide advantages by the group's standard deviation."""
 
 
 class SamplingConfig(Section):
@@ -185,9 +190,20 @@ class Config(BaseSettings):
     transport: TransportConfig = TransportConfig()
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()
+    loss: LossConfig = LossConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EmbeddedEngineConfig()
     trainer: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_its_place(cls, values: Any) -> Any:
+        for section, names in MOVED.items():
+            given = values.get(section) if isinstance(values, dict) else None
+            for name in names:
+                if isinstance(given, dict) and name in given:
+                    raise ValueError(f"{section}.{name} is loss.{name} now")
+        return values
 
     @field_validator("model")
     @classmethod

@@ -103,6 +103,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
         model_dir(run, config),
         Carried(family) if config.multimodal.mode == "processed" else materializer(run, config, family),
         config.trainer,
+        config.loss,
         lambda begin: open_receiver(run.samples_place(config), codec(config), config.transport.window, begin=begin),
         weights=run.weights,
         checkpoints=run.checkpoints,

@@ -33,6 +33,8 @@ class Batch:
     sheet: Sheet
     rows: torch.Tensor
     columns: torch.Tensor
+    owners: torch.Tensor
+    """Which of the micro-batch's samples it belongs to."""
     token_ids: torch.Tensor
     logprobs: torch.Tensor
     temperatures: torch.Tensor
@@ -40,6 +42,7 @@ class Batch:
     advantages: torch.Tensor
     rl_weights: torch.Tensor
     cross_entropy_weights: torch.Tensor
+    kl_weights: torch.Tensor
     receipt: Receipt
 
 
@@ -90,8 +93,7 @@ class Loader:
         sheet = Sheet.of(loaded.pictures)
         inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
         device = inputs["input_ids"].device
-        # A token at column 0 has nothing before it that could predict it.
-        trained = [np.flatnonzero(sample.trained[1:]) + 1 for sample in samples]
+        trained = [sample.targets for sample in samples]
         counts = [len(places) for places in trained]
         rows, columns = zip(*starts(micro_batch.rows), strict=True)
 
@@ -107,6 +109,7 @@ class Loader:
             sheet=sheet,
             rows=repeated(rows),
             columns=repeated(columns) + torch.from_numpy(np.concatenate(trained)).to(device),
+            owners=repeated(range(len(samples))),
             token_ids=gathered("token_ids").long(),
             logprobs=gathered("logprobs"),
             temperatures=gathered("temperatures"),
@@ -114,5 +117,6 @@ class Loader:
             advantages=repeated([np.float32(sample.advantage) for sample in samples]),
             rl_weights=repeated([np.float32(sample.weights.rl) for sample in samples]),
             cross_entropy_weights=repeated([np.float32(sample.weights.cross_entropy) for sample in samples]),
+            kl_weights=repeated([np.float32(sample.weights.kl) for sample in samples]),
             receipt=loaded.receipt,
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward
 from filmroll.train.loader import Batch
-from filmroll.train.loss import Loss
+from filmroll.train.loss import Loss, k3
 from filmroll.train.step import StepReport
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
@@ -16,46 +18,59 @@ from filmroll.wire.training import MicroBatch
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over the micro-batches of a step."""
+    """Sums over the trained tokens of a step's micro-batches, and where the name says so the largest."""
 
+    tokens: int = 0
     loss: float = 0.0
     entropy: float = 0.0
     ratio: float = 0.0
     ratio_max: float = 0.0
     clipped: float = 0.0
+    truncated: float = 0.0
+    held: int = 0
+    """Tokens that are held to a reference policy."""
+    divergence: float = 0.0
     on_policy: int = 0
     gap: float = 0.0
     gap_max: float = 0.0
+    mismatch: float = 0.0
     receipt: Receipt = field(default_factory=Receipt)
 
-    def add(self, out: Forward, lost: Loss, batch: Batch, version: int, trained: int) -> None:
-        """A micro-batch's forward and loss, of a step that trains so many tokens of a policy of this version."""
-        gaps = (out.logprobs.detach() - batch.logprobs).abs()[batch.versions == version]
-        self.loss += float(lost.total.detach()) / trained
+    def add(self, out: Forward, lost: Loss, batch: Batch, version: int) -> None:
+        """A micro-batch's forward and loss, of a step that begins with the policy of this version."""
+        apart = (out.logprobs.detach() - batch.logprobs)[batch.versions == version]
+        gaps = apart.abs()
+        self.tokens += len(lost.ratios)
+        self.loss += float(lost.total.detach())
         self.entropy += float(out.entropies.sum())
         self.ratio += float(lost.ratios.sum())
-        self.ratio_max = max([self.ratio_max, *lost.ratios.tolist()])
+        self.ratio_max = _largest(self.ratio_max, lost.ratios)
         self.clipped += float(lost.clipped.sum())
+        self.truncated += float(lost.truncated.sum())
+        self.held += int((batch.kl_weights > 0).sum())
+        self.divergence += float(lost.divergences.sum())
         self.on_policy += len(gaps)
         self.gap += float(gaps.sum())
-        self.gap_max = max([self.gap_max, *gaps.tolist()])
+        self.gap_max = _largest(self.gap_max, gaps)
+        self.mismatch += float(k3(apart).sum())
         self.receipt += out.receipt
 
-    def report(
-        self, batches: Sequence[MicroBatch], costs: Costs, trained: int, norm: float, seconds: float
-    ) -> StepReport:
+    def report(self, batches: Sequence[MicroBatch], costs: Costs, norm: float, seconds: float) -> StepReport:
         """The step of these micro-batches as it is told."""
         return StepReport(
             loss=self.loss,
             grad_norm=norm,
-            entropy=self.entropy / trained,
-            ratio_mean=self.ratio / trained,
-            ratio_max=self.ratio_max,
-            clip_fraction=self.clipped / trained,
-            on_policy=self.on_policy / trained,
-            logprob_gap_mean=self.gap / self.on_policy if self.on_policy else None,
+            entropy=_mean(self.entropy, self.tokens),
+            ratio_mean=_mean(self.ratio, self.tokens),
+            ratio_max=self.ratio_max if self.tokens else None,
+            clip_fraction=_mean(self.clipped, self.tokens),
+            truncated_fraction=_mean(self.truncated, self.tokens),
+            reference_kl=_mean(self.divergence, self.held),
+            on_policy=_mean(self.on_policy, self.tokens),
+            logprob_gap_mean=_mean(self.gap, self.on_policy),
             logprob_gap_max=self.gap_max if self.on_policy else None,
-            trained_tokens=trained,
+            mismatch_kl=_mean(self.mismatch, self.on_policy),
+            trained_tokens=self.tokens,
             tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
             area=sum(batch.area for batch in batches),
             patches=sum(costs.encoded(batch) for batch in batches),
@@ -63,3 +78,11 @@ class Tally:
             receipt=self.receipt,
             seconds=seconds,
         )
+
+
+def _largest(known: float, values: torch.Tensor) -> float:
+    return max(known, float(values.max())) if len(values) else known
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -14,6 +14,7 @@ from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward, forward
 from filmroll.train.loader import Batch, Images, Loader
 from filmroll.train.loss import Loss, loss
+from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.places import of_micro_batch
 from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
 from filmroll.train.tally import Tally
@@ -24,9 +25,12 @@ from filmroll.wire.training import MicroBatch
 class Trainer:
     """A model and its optimizer. `step` is all or nothing: an error before the update leaves both as they were."""
 
-    def __init__(self, model_dir: Path, images: Images, config: TrainerConfig) -> None:
+    def __init__(
+        self, model_dir: Path, images: Images, config: TrainerConfig, objective: LossConfig | None = None
+    ) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
+        self.objective = objective or LossConfig()
         self.family = images.family
         self.model: Any = load_model(model_dir, device=config.device)
         self.optimizer = torch.optim.AdamW(
@@ -34,11 +38,14 @@ class Trainer:
         )
         self._loader = Loader(images, self.model)
 
-    def step(self, work: TrainStep) -> StepReport:
-        """Accumulate gradients over the micro-batches, clip, update."""
+    def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
+        """Accumulate gradients over the micro-batches, clip, update.
+
+        `trained` is of the whole step, where other ranks have the rest of it.
+        """
         started = time.perf_counter()
-        trained = sum(int(sample.trained[1:].sum()) for batch in work.micro_batches for sample in batch.samples)
-        if trained == 0:
+        trained = trained or Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
+        if trained.tokens == 0:
             raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
         self._loader.begin(work)
         self.optimizer.zero_grad(set_to_none=True)
@@ -52,36 +59,30 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self.optimizer.step()
-        return tally.report(work.micro_batches, Costs(self.family), trained, norm, time.perf_counter() - started)
+        return tally.report(work.micro_batches, Costs(self.family), norm, time.perf_counter() - started)
 
     def measure(self, work: TrainStep) -> Measured:
-        """The mean loss of a step that is not taken: model and optimizer stay as they are."""
-        trained = sum(int(sample.trained[1:].sum()) for batch in work.micro_batches for sample in batch.samples)
-        if trained == 0:
+        """The mean cross-entropy of a step that is not taken: model and optimizer stay as they are."""
+        trained = Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
+        if trained.tokens == 0:
             raise TrainingError("there are no trained tokens to measure the loss of")
         self._loader.begin(work)
         total, receipt = 0.0, Receipt()
         with torch.no_grad():
             for micro_batch in work.micro_batches:
-                out, lost = self._forward(micro_batch)[1:]
+                out, lost = self._forward(micro_batch, trained)[1:]
                 total += float(lost.total)
                 receipt += out.receipt
-        return Measured(total / trained, trained, receipt)
+        return Measured(total, trained.tokens, receipt)
 
-    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: int, tally: Tally) -> None:
-        batch, out, lost = self._forward(micro_batch)
-        (lost.total / trained).backward()  # type: ignore[no-untyped-call]
-        tally.add(out, lost, batch, version, trained)
+    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: Trained, tally: Tally) -> None:
+        batch, out, lost = self._forward(micro_batch, trained)
+        lost.total.backward()  # type: ignore[no-untyped-call]
+        tally.add(out, lost, batch, version)
 
-    def _forward(self, micro_batch: MicroBatch) -> tuple[Batch, Forward, Loss]:
+    def _forward(self, micro_batch: MicroBatch, trained: Trained) -> tuple[Batch, Forward, Loss]:
         batch = self._loader.load(micro_batch)
         with of_micro_batch(micro_batch):
             out = forward(self.model, self.family, batch)
-        lost = loss(
-            out.logprobs,
-            batch,
-            clip_low=self.config.clip_low,
-            clip_high=self.config.clip_high,
-            max_ratio=self.config.max_ratio,
-        )
+        lost = loss(out.logprobs, batch, trained, self.objective)
         return batch, out, lost

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from filmroll.errors import TrainingError
 from filmroll.wire.arrays import Flags, Floats, Ints
@@ -33,6 +34,13 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rl: float = 0.0
     cross_entropy: float = 0.0
+    kl: float = 0.0
+    """Of the divergence from the reference policy."""
+
+    @property
+    def any(self) -> bool:
+        """Whether the sample counts in any stream."""
+        return any((self.rl, self.cross_entropy, self.kl))
 
 
 class TrainingSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +64,14 @@ class TrainingSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def targets(self) -> npt.NDArray[np.intp]:
+        """Where the tokens stand that count in a loss: none of a sample without weight.
+
+        A token at the beginning has nothing before it that could predict it.
+        """
+        return np.flatnonzero(self.trained[1:]) + 1 if self.weights.any else np.empty(0, np.intp)
 
 
 class MicroBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
