@@ -4,7 +4,9 @@
 
 The samples are those of 8-turn rollouts with a 1024x1024 image a turn, rendered, bridged and stored
 as a worker does it; completions are random tokens. Each way has a sender and a receiver, two
-processes that speak over a loopback ZeroMQ socket; one way goes through files. The baselines send
+processes that speak over a loopback ZeroMQ socket; one way goes through files. Mode processed is
+for trainers that see no store: the stream takes each image's levels along, 8 bits and one temporal
+copy. The baselines send
 the same samples with each image's pixel_values as transformers' own processor makes them, in one
 message each, the plain way: msgpack, pickle. What is timed is from the first sample that the
 receiver has decoded to the last one; samples and pixels are ready before.
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +38,26 @@ from harness import conclude, in_process, show
 from PIL import Image
 from rollout_memory import ANSWER, SIDE, screenshot
 
+from filmroll.families import load_family
 from filmroll.families.tiny import build_tiny_model
+from filmroll.materialize import Materializer
 from filmroll.render import load_renderer
 from filmroll.rollout.trajectory import ROOT, Trajectory
 from filmroll.store import open_store
+from filmroll.train.processed import with_images
 from filmroll.train.samples import samples
+from filmroll.train.step import TrainStep
 from filmroll.wire.packed import pack, unpack
-from filmroll.wire.training import LossWeights, TrainingSample
+from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
 from filmroll.wire.transport import Codec, Window, open_receiver, open_sender
 
 TURNS, LONG = 8, 64
 ROLLOUTS, WITH_PIXELS = 12, 2
 WINDOW = Window(messages=64, nbytes=1 << 29)
 REPEATS = 3
-COUNTS = {"zmq": 3000, "files": 300, "msgpack": 8, "pickle": 8}
+COUNTS = {"zmq": 3000, "files": 300, "processed": 40, "msgpack": 8, "pickle": 8}
 CODEC = Codec(TrainingSample)
+PROCESSED = Codec(TrainStep, tensors=True)
 
 
 def play(renderer: Any, rollout: int, turns: int) -> Trajectory:
@@ -124,13 +131,16 @@ def timed(work: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-# The four ways. A receiver prints where it listens, and at the end what it has measured.
+# The five ways. A receiver prints where it listens, and at the end what it has measured.
 
 
 def send(way: str, work: Path, place: str, count: int) -> None:
     made = unpack((work / "samples").read_bytes(), list[TrainingSample])
     if way in ("zmq", "files"):
-        asyncio.run(send_stream(made, place, count))
+        asyncio.run(send_stream(CODEC, made, place, count))
+        return
+    if way == "processed":
+        asyncio.run(send_stream(PROCESSED, with_levels(made[:WITH_PIXELS], work.parent), place, count))
         return
     pixels = [[np.load(work / f"{number}-{turn}.npy") for turn in range(TURNS)] for number in range(WITH_PIXELS)]
     socket = zmq.Context.instance().socket(zmq.PUSH)
@@ -144,8 +154,15 @@ def send(way: str, work: Path, place: str, count: int) -> None:
     zmq.Context.instance().term()
 
 
-async def send_stream(made: list[TrainingSample], place: str, count: int) -> None:
-    sender = await open_sender(place, CODEC, WINDOW)
+def with_levels(made: list[TrainingSample], work: Path) -> list[TrainStep]:
+    """A step of each sample with its images' arrays, as an orchestrator sends it in mode processed."""
+    materializer = Materializer(open_store(work / "images"), load_family(work / "model"), cache_bytes=1 << 30)
+    steps = [TrainStep(0.0, 0, [MicroBatch([[sample]])]) for sample in made]
+    return [with_images(step, materializer) for step in steps]
+
+
+async def send_stream(codec: Codec[Any], made: Sequence[Any], place: str, count: int) -> None:
+    sender = await open_sender(place, codec, WINDOW)
     for number in range(count):
         await sender.send(made[number % len(made)])
     await sender.settle()
@@ -153,9 +170,10 @@ async def send_stream(made: list[TrainingSample], place: str, count: int) -> Non
 
 
 def receive(way: str, work: Path, count: int) -> None:
-    if way in ("zmq", "files"):
-        place = "tcp://127.0.0.1" if way == "zmq" else str(work / "stream")
-        arrivals, size = asyncio.run(receive_stream(place, count))
+    if way in ("zmq", "files", "processed"):
+        place = str(work / "stream") if way == "files" else "tcp://127.0.0.1"
+        codec = PROCESSED if way == "processed" else CODEC
+        arrivals, size = asyncio.run(receive_stream(codec, place, count))
     else:
         socket = zmq.Context.instance().socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, 2)
@@ -164,14 +182,14 @@ def receive(way: str, work: Path, count: int) -> None:
     print(json.dumps({"samples": (count - 1) / (arrivals[-1] - arrivals[0]), "bytes": size}))
 
 
-async def receive_stream(place: str, count: int) -> tuple[list[float], float]:
-    receiver = await open_receiver(place, CODEC, WINDOW)
+async def receive_stream(codec: Codec[Any], place: str, count: int) -> tuple[list[float], float]:
+    receiver = await open_receiver(place, codec, WINDOW)
     print(receiver.place, flush=True)
     arrivals, size = [], 0
     for number in range(count):
         sample = (await receiver.receive()).message
         arrivals.append(time.perf_counter())
-        size += sum(part.nbytes for part in CODEC.encode(number, sample)) if number < ROLLOUTS else 0
+        size += sum(part.nbytes for part in codec.encode(number, sample)) if number < ROLLOUTS else 0
         if number % 16 == 15 or number == count - 1:
             await receiver.acknowledge(number + 1)
     # Let the last word reach the sender.
@@ -246,6 +264,7 @@ def main() -> None:
     names = {
         "zmq": "references, stream over ZeroMQ",
         "files": "references, stream over files",
+        "processed": "levels beside references, mode processed",
         "msgpack": "float32 pixel_values, msgpack",
         "pickle": "float32 pixel_values, pickle",
     }
@@ -280,6 +299,8 @@ def main() -> None:
         "bytes_ratio": round(min(size["msgpack"], size["pickle"]) / size["zmq"], 1),
         "samples_ratio": round(speed["zmq"] / max(speed["msgpack"], speed["pickle"]), 1),
         "samples_ratio_files": round(speed["files"] / max(speed["msgpack"], speed["pickle"]), 1),
+        "bytes_ratio_processed": round(min(size["msgpack"], size["pickle"]) / size["processed"], 2),
+        "samples_ratio_processed": round(speed["processed"] / max(speed["msgpack"], speed["pickle"]), 2),
         "kb_per_sample": round(size["zmq"] / 1e3, 1),
         "turn64_over_turn1": round(statistics.mean(seconds[-4:]) / statistics.mean(seconds[:4]), 3),
     }

@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq.asyncio
+from zmq.utils import garbage
 
 from filmroll.errors import MessageError, MessageVersionError, TransportError
 from filmroll.wire.packed import pack
 from filmroll.wire.transport import Window
 from filmroll.wire.transport.message import VERSION
-from filmroll.wire.transport.sockets import Hello
+from filmroll.wire.transport.sockets import PULSE, Hello
 from tests.wire.streams import CODEC, WINDOW, new_place, note, receiving, sending, stream, within
 
 # Folders
@@ -279,9 +280,11 @@ def test_a_receiver_holds_no_more_than_its_window_whoever_sends(tmp_path):
 class Unsteady:
     """A line between the two that can be cut at any moment, whatever is on it."""
 
-    def __init__(self, port):
+    def __init__(self, port, step=1000):
         self._port = port
+        self._step = step
         self._ends = []
+        self.carried = 0
 
     async def open(self):
         self.server = await asyncio.start_server(self._join, "127.0.0.1", 0)
@@ -303,7 +306,8 @@ class Unsteady:
 
     async def _pump(self, reader, writer):
         try:
-            while data := await reader.read(1000):
+            while data := await reader.read(self._step):
+                self.carried += len(data)
                 writer.write(data)
                 await writer.drain()
         except OSError:
@@ -341,3 +345,53 @@ def test_what_is_lost_on_the_way_is_sent_again_in_order(tmp_path):
         line.server.close()
 
     within(conversation(), 60)
+
+
+def test_what_arrives_is_sent_once(tmp_path):
+    """However much is on its way when hellos are exchanged."""
+    place = new_place("zmq", tmp_path)
+    window = Window(64, 1 << 27)
+    count = 80
+
+    async def conversation():
+        line = Unsteady(int(place.partition("#")[0].rpartition(":")[2]), step=1 << 18)
+        port = await line.open()
+        there = f"tcp://127.0.0.1:{port}#secret"
+        async with receiving(place, window=window) as receiver, sending(there, window=window) as sender:
+
+            async def send():
+                for number in range(count):
+                    await sender.send(note(number, 400_000))
+
+            all_sent = asyncio.create_task(send())
+            for number in range(count):
+                assert (await receiver.receive()).number == number
+                await asyncio.sleep(8 * PULSE / count)
+                if number % 4 == 3:
+                    await receiver.acknowledge(number + 1)
+            await all_sent
+            await sender.settle()
+        line.server.close()
+        assert sender.sent_bytes < line.carried < 1.01 * sender.sent_bytes
+
+    within(conversation(), 60)
+
+
+def test_nothing_is_lent_to_a_socket_that_was_closed(tmp_path):
+    """Its thread would read memory that is freed, and end the process."""
+    place = new_place("zmq", tmp_path)
+    window = Window(64, 1 << 29)
+
+    async def conversation():
+        line = Unsteady(int(place.partition("#")[0].rpartition(":")[2]))
+        port = await line.open()
+        async with receiving(place, window=window):
+            async with sending(f"tcp://127.0.0.1:{port}#secret", window=window) as sender:
+                for number in range(16):
+                    await sender.send(note(number, 1_000_000))
+                assert garbage.gc.refs
+            assert not garbage.gc.refs
+        line.cut()
+        line.server.close()
+
+    within(conversation())

@@ -45,7 +45,8 @@ _NOT_YET = -1
 _HEAD_BYTES = 1 << 16
 _PAST_SESSIONS = 1000
 _LETTING_GO = 1.0
-"""Seconds that a socket which was closed may still hold its port."""
+"""Seconds that a socket which was closed may still hold its port, or what was sent through it."""
+_MOMENT = 0.01
 _ERRORS = {kind.code: kind for kind in every_error()}
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
-    """A receiver's answer: what is done with, and the number it wants next of what the hello spoke of."""
+    """A receiver's answer: what is done with, and where to begin anew; `_NOT_YET` if nothing is missing."""
 
     acknowledged: int
     wanted: int = _NOT_YET
@@ -79,6 +80,7 @@ class SocketSender(Sender[T]):
         self._failure: FilmrollError | None = None
         self._news = asyncio.Condition()
         self._transmitting = asyncio.Lock()
+        self._lent: list[zmq.MessageTracker] = []
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         # Unlimited, because the window limits it; and nothing waits in the socket for a receiver that is gone.
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -120,6 +122,11 @@ class SocketSender(Sender[T]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._socket.close()
+        # ZeroMQ reads the arrays themselves, in a thread of its own: freed under it, they end the process.
+        for _ in range(round(_LETTING_GO / _MOMENT)):
+            if all(one.done for one in self._lent):
+                break
+            await asyncio.sleep(_MOMENT)
 
     async def _begin(self) -> None:
         await self._until(lambda: self._sent != _NOT_YET)
@@ -136,7 +143,8 @@ class SocketSender(Sender[T]):
                 number = self._sent
                 if number in self._outbox:
                     frames = [self._key, b"message", self._session, *self._outbox[number]]
-                    await self._socket.send_multipart(frames, copy=False)
+                    lent = await self._socket.send_multipart(frames, copy=False, track=True)
+                    self._lent = [one for one in [*self._lent, lent] if not one.done]
                 # An answer that came meanwhile may have set it back.
                 if self._sent == number:
                     self._sent += 1
@@ -221,7 +229,7 @@ class SocketReceiver(Receiver[T]):
                     ) from error
                 if time.monotonic() > latest:
                     raise StreamTakenError("another process receives this stream", remedy="End it first") from error
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(5 * _MOMENT)
             else:
                 self._key = self.place.partition("#")[2].encode()
                 return
@@ -280,7 +288,11 @@ class SocketReceiver(Receiver[T]):
         # A new sender begins with what is not acknowledged, though this receiver may have it from the one before:
         # should this receiver end, that is what the next one will want.
         known = self._held.acknowledged
-        wanted = known if hello.sent == _NOT_YET else min(self._held.next, hello.sent)
+        if hello.sent == _NOT_YET:
+            wanted = known
+        else:
+            # What is sent while a hello is on its way was not spoken of: it is not missing.
+            wanted = self._held.next if self._held.next < hello.sent else _NOT_YET
         await self._answer(sender, b"state", State(known, wanted))
 
     def _take(self, parts: Parts) -> None:
