@@ -15,4 +15,4 @@ from filmroll.materialize.sheet import Sheet
 def plain_inputs(family: Family, rows: Sequence[Any], arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Keyword arguments as transformers documents them."""
     inputs = model_inputs(family, rows, Sheet.of([]), pad="right")
-    return inputs | {name: torch.as_tensor(array) for name, array in arrays.items()}
+    return inputs | {name: torch.tensor(array) for name, array in arrays.items()}

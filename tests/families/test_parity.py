@@ -22,7 +22,7 @@ import torch
 from ml_dtypes import bfloat16
 from PIL import Image
 
-from filmroll.errors import CheckpointError, FilmrollError, ImageFormatError, LayoutError, TrainingError
+from filmroll.errors import CheckpointError, FilmrollError, ImageFormatError, LayoutError
 from filmroll.families import Family, load_family
 from filmroll.families.base import Dtype
 from filmroll.families.recipe import Backend
@@ -329,7 +329,7 @@ def _blank(array: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(array) if array.is_floating_point() else array
 
 
-def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made: Made) -> None:
+def test_the_model_is_fed_each_distinct_picture_once(made: Made) -> None:
     texts = [made.text(None, "A", None), made.text(None)]
     pictures = {number: noise(*size, number) for number, size in enumerate(made.small_sizes(2, 9))}
     rows = [[0, 1], [1]]
@@ -340,10 +340,6 @@ def test_the_model_is_fed_each_distinct_picture_once_or_says_that_it_cannot(made
     every = [_picture(made.family, str(number), pictures[number]) for row in rows for number in row]
     sheet = Sheet.of(every)
     inputs = model_inputs(made.family, expanded, sheet, pad="right")
-    if made.family.forward.grid is None:
-        with pytest.raises(TrainingError, match="once"), feeding(made.model, made.family, sheet):
-            pass
-        return
     files = [[stored(pictures[number]) for number in row] for row in rows]
     theirs = {name: torch.from_numpy(array) for name, array in made.theirs.inputs(texts, files).items()}
     there = inputs["attention_mask"].bool()

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from filmroll.families import load_family
+from filmroll.families.gemma4 import Gemma4
 from filmroll.materialize.feed import feeding, load_model
 from filmroll.materialize.sheet import Picture, Sheet
 from filmroll.train.rows import row_inputs, starts
-from tests.families.cases import glm4v, kimi_k25, qwen_vl
+from tests.families.cases import EVERY_CASE
 from tests.plain import plain_inputs
 from tests.train.conftest import sample
 
-CASES = {case.name.partition("-")[0]: case for case in (*qwen_vl.CASES, *glm4v.CASES, *kimi_k25.CASES)}
+CASES = {case.name.partition("-")[0]: case for case in EVERY_CASE}
+"""One of each model type."""
 SIZES = [(64, 64), (128, 64)]
 SHOWN = [(), (0,), (1, 0, 1), (0, 1)]
 """The pictures of each sample."""
@@ -53,9 +55,8 @@ def shown(family, drawn):
 
 def alone(family, model, one, chosen):
     """Logits of a sample in a forward of its own, as transformers documents it."""
-    arrays = (
-        {name: np.concatenate([each.arrays[name] for each in chosen]) for name in chosen[0].arrays} if chosen else {}
-    )
+    joined = family.join([each.arrays for each in chosen]) if chosen else {}
+    arrays = {name: array for name, array in joined.items() if name not in family.forward.unused}
     return model(**plain_inputs(family, [one.token_ids], arrays)).logits[0]
 
 
@@ -92,10 +93,13 @@ def test_packed_logits_and_gradients_are_those_of_each_sample_alone(built):
 def test_a_family_that_would_mix_samples_says_so(built):
     """Where the forward policy forbids packing, packing would really be wrong; so no family is slow without need."""
     family, model = built
-    if family.forward.packs:
+    if family.forward.packs or (isinstance(family, Gemma4) and family.settings.merged):
         return
-    one, other = (sample(8, name=name) for name in "ab")
+    drawn = pictures(family)
+    *_, one, other = shown(family, drawn)
+    sheet = Sheet.of([drawn[number] for number in (*SHOWN[-2], *SHOWN[-1])])
     with torch.no_grad():
-        logits = model(**row_inputs(model, family, [[one, other]], Sheet.of([])), use_cache=False).logits
-        expected = alone(family, model, other, [])
-    assert (logits[0, 8:] - expected).abs().max() > 1e-4
+        with feeding(model, family, sheet):
+            logits = model(**row_inputs(model, family, [[one, other]], sheet), use_cache=False).logits
+        expected = alone(family, model, other, [drawn[number] for number in SHOWN[-1]])
+    assert (logits[0, one.tokens :] - expected).abs().max() > 1e-4

@@ -63,19 +63,28 @@ class Placeholders:
 
 @dataclass(frozen=True, slots=True)
 class ForwardPolicy:
-    """What the model's forward wants beside tokens and pixels."""
+    """How the model's forward is called with tokens and pictures, and what it allows.
+
+    A transformers model asks its own `get_image_features` for what its vision tower makes of pictures. So
+    one way of feeding serves every family: which module the tower is, what projects its features, and which
+    deeper layers take some too, is the model's own business.
+    """
 
     marks: str | None = None
     """The name of the array that is 1 at image placeholders and 0 elsewhere, where the forward takes one."""
     grid: str | None = None
-    """The array that has one row an image, and that the forward wants for each place an image is used.
-
-    None where the vision tower cannot yet be run for distinct pictures alone: every place brings its picture.
+    """The array with one row an image that the forward wants for each place an image is used, and by which the
+    model counts positions on several axes, if it does.
     """
     unused: tuple[str, ...] = ()
     """Arrays of the image processor that the forward does not take."""
     packs: bool = False
     """Whether samples in one row stay apart where positions begin anew; else the trainer gives each its own row."""
+    shares: bool = True
+    """Whether places may share the features that the vision tower makes of their picture.
+
+    Else each brings a picture of its own: the same result, and as many passes of the tower as there are places.
+    """
 
 
 class Family(ABC):

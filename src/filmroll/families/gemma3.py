@@ -52,7 +52,8 @@ class Gemma3(Family):
         self.settings = settings
         self.placeholders = placeholders
         self.renderer = None
-        # The soft tokens of one image see each other in both directions, by these marks.
+        # The soft tokens of one image see each other in both directions, by these marks. In a packed row transformers
+        # 5.23 reads the marks of its layers with a sliding window at positions within the sample: those of another.
         self.forward = ForwardPolicy(marks="token_type_ids", unused=("num_crops",))
         self.fingerprint = fingerprint(
             self.name,

@@ -80,6 +80,7 @@ class Gemma4(Family):
         self.settings = settings
         self.placeholders = placeholders
         self.renderer = None
+        # No packing, for the reason that Gemma 3 has.
         self.forward = ForwardPolicy(marks="mm_token_type_ids", unused=("num_soft_tokens_per_image",))
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))

@@ -65,7 +65,7 @@ class Idefics3(Family):
         self.markers = markers
         self.tile_patches = tile_patches
         self.renderer = None
-        self.forward = ForwardPolicy(unused=("rows", "cols"))
+        self.forward = ForwardPolicy(unused=("rows", "cols"), packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.tile, settings.tile))

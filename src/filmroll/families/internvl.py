@@ -56,7 +56,7 @@ class InternVL(Family):
         self.ends = ends
         self.tile_patches = tile_patches
         self.renderer = None
-        self.forward = ForwardPolicy(unused=("num_patches",))
+        self.forward = ForwardPolicy(unused=("num_patches",), packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, {"crop_to_patches": True, **asdict(settings)})
         self.cut = Cut((settings.height, settings.width))

@@ -66,7 +66,7 @@ class LlavaOnevision(Family):
         self.settings = settings
         self.placeholders = placeholders
         self.renderer = None
-        self.forward = ForwardPolicy()
+        self.forward = ForwardPolicy(packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.side, settings.side))

@@ -60,7 +60,7 @@ class Pixtral(Family):
         self.settings = settings
         self.placeholders = Placeholders(image=ids[0], unsampled=ids, texts=texts)
         self.renderer = None
-        self.forward = ForwardPolicy()
+        self.forward = ForwardPolicy(packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         super().__init__(settings.table())

@@ -5,6 +5,7 @@ B = rows, T = tokens of the longest row.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +22,12 @@ from filmroll.materialize.sheet import Sheet, owned
 if TYPE_CHECKING:
     import torch
 
-    from filmroll.families.base import Family
+    from filmroll.families.base import Arrays, Family
 
 SUPPRESSED = -1e9
 """The logit of a token that cannot be sampled: finite, so that softmax and its gradient are too."""
+TOWERS = ("visual", "vision_tower", "vision_model", "embed_vision")
+"""What transformers calls the vision tower; a model with only the last has one layer in its place."""
 
 
 def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
@@ -60,8 +63,8 @@ def model_inputs(
 ) -> dict[str, torch.Tensor]:
     """Keyword arguments of one forward: token rows padded to [B, T], and the pictures of the sheet.
 
-    Where the family has a grid, pixels are there once for each distinct picture and grids for each
-    place: the forward has to run inside `feeding`. Else every place brings the whole of its picture.
+    Where places share their picture's features, pixels are there once for each distinct picture: the
+    forward has to run inside `feeding`.
     """
     import torch
 
@@ -75,19 +78,31 @@ def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device =
 
     if not sheet.places:
         return {}
-    if family.forward.grid is None:
-        distinct = [family.normalized(picture.arrays) for picture in sheet.distinct]
-        joined = owned(family.join([distinct[place] for place in sheet.places]))
-    else:
-        joined = {name: sheet.array(name, everywhere=name == family.forward.grid) for name in sheet.distinct[0].arrays}
+    sheet = _seen(family, sheet)
+    grid = family.forward.grid
+    parts = [picture.arrays for picture in sheet.distinct]
+    joined = owned(family.join(parts)) | ({grid: sheet.array(grid, everywhere=True)} if grid else {})
     inputs = {
         name: torch.from_numpy(array).to(device) for name, array in joined.items() if name not in family.forward.unused
     }
-    table = torch.from_numpy(family.table).to(device)
-    return {
-        name: normalize(array, table, family.cut) if array.dtype == torch.uint8 else array
-        for name, array in inputs.items()
-    }
+    for name, levels in inputs.items():
+        if levels.dtype == torch.uint8:
+            inputs[name] = normalize(levels, torch.from_numpy(family.table).to(device), family.cut)
+            if levels.numel() > sum(part[name].size for part in parts):
+                inputs[name].masked_fill_(_padding(family, parts, name).to(device), 0)
+    return inputs
+
+
+def _padding(family: Family, parts: Sequence[Arrays], name: str) -> torch.Tensor:
+    """Where `family.join` padded the named array; a level there would become a value, and padding is 0."""
+    import torch
+
+    return torch.from_numpy(family.join([part | {name: np.ones_like(part[name])} for part in parts])[name] == 0)
+
+
+def _seen(family: Family, sheet: Sheet) -> Sheet:
+    """The sheet as the vision tower sees it."""
+    return sheet if family.forward.shares else sheet.apart()
 
 
 def rope_positions(model: Any, family: Family, rows: Sequence[Sequence[int] | Any], sheet: Sheet) -> torch.Tensor:
@@ -130,7 +145,7 @@ def suppress(logits: torch.Tensor, family: Family) -> torch.Tensor:
 
 
 class Consumed:
-    """Counts the places whose image features the vision tower really gave."""
+    """Counts the places whose image features the model really got."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -140,8 +155,11 @@ class Consumed:
 def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
     """Inside, the model's vision tower sees each distinct picture once, and its features go to every place.
 
-    Gradients from all places meet in the one pass. The count comes from what the tower returned: a
-    model that never calls it has consumed nothing.
+    Every transformers model that sees asks its `get_image_features` for them: the tower's output as the
+    language model takes it, projected and without padding. There the features of the distinct pictures
+    are copied to all places, those for deeper layers too, so gradients from all places meet in the one
+    pass. It is asked once in a forward, whatever is computed again in the backward pass. The count comes
+    from what it gave: a model that never asks has consumed nothing.
     """
     import torch
 
@@ -149,43 +167,54 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
     if not sheet.places:
         yield consumed
         return
-    if family.forward.grid is None:
-        raise TrainingError(
-            f"models of the family {family.name!r} cannot yet be fed each distinct picture once",
-            remedy="Run their forward as it is, on model_inputs()",
-        )
-    tower = vision_tower(model)
-    device = next(tower.parameters()).device
-    grids = torch.from_numpy(sheet.array(family.forward.grid)).to(device)
-    rows = torch.from_numpy(sheet.feature_rows()).to(device)
+    core = _core(model)
+    sheet = _seen(family, sheet)
+    give = core.get_image_features
+    rows = torch.from_numpy(sheet.feature_rows())
 
-    def once(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "grid_thw": grids}
-
-    def everywhere(_module: Any, _args: Any, output: Any) -> Any:
-        if len(output.pooler_output) != sheet.features:
-            raise ReceiptError(
-                f"the vision tower gave {len(output.pooler_output)} features for images that have {sheet.features}"
-            )
-        output.pooler_output = output.pooler_output[rows]
-        if getattr(output, "deepstack_features", None) is not None:
-            output.deepstack_features = [layer[rows] for layer in output.deepstack_features]
+    def shared(*args: Any, **kwargs: Any) -> Any:
+        if family.forward.grid:
+            asked = inspect.signature(give).bind(*args, **kwargs)
+            asked.arguments[family.forward.grid] = torch.from_numpy(sheet.array(family.forward.grid)).to(model.device)
+            args, kwargs = asked.args, asked.kwargs
+        output = give(*args, **kwargs)
+        output.pooler_output = _everywhere(output.pooler_output, rows, sheet.features)
+        if deeper := getattr(output, "deepstack_features", None):
+            output.deepstack_features = [_everywhere(layer, rows, sheet.features) for layer in deeper]
         consumed.images += len(sheet.places)
         return output
 
-    handles = [
-        tower.register_forward_pre_hook(once, with_kwargs=True),
-        tower.register_forward_hook(everywhere),
-    ]
+    core.get_image_features = shared
     try:
         yield consumed
     finally:
-        for handle in handles:
-            handle.remove()
+        del core.get_image_features
+
+
+def _everywhere(features: Any, rows: torch.Tensor, expected: int) -> Any:
+    """The features at the given rows, from those of the distinct pictures: one tensor or a sequence of them, as given.
+
+    [pictures, features, D] or [features, D].
+    """
+    import torch
+
+    whole = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+    flat = whole.flatten(0, -2)
+    if len(flat) != expected:
+        raise ReceiptError(f"the vision tower gave {len(flat)} features for images that have {expected}")
+    chosen = flat[rows.to(flat.device)]
+    return chosen if whole is features else (chosen,)
+
+
+def _core(model: Any) -> Any:
+    """The model below its language head, which asks for the features of images."""
+    core = getattr(model, "model", None)
+    if not hasattr(core, "get_image_features"):
+        raise TrainingError(f"{type(model).__name__} has no vision tower", remedy="filmroll trains models that see")
+    return core
 
 
 def vision_tower(model: Any) -> Any:
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("visual", "vision_tower", "vision_model"):
-            return module
-    raise TrainingError(f"{type(model).__name__} has no vision tower", remedy="filmroll trains models that see")
+    """What turns pixels into features, with its merger where that is part of it."""
+    core = _core(model)
+    return next(module for name in TOWERS if (module := getattr(core, name, None)) is not None)

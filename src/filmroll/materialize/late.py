@@ -19,6 +19,12 @@ def normalize(levels: torch.Tensor, table: torch.Tensor, how: Cut) -> torch.Tens
 
     A level's value is looked up in the same table [C, 256], so no device has a say in it.
     """
+    import torch
+
+    if how.channels_last:
+        flat = levels.reshape(-1, CHANNELS).int()
+        columns = [table[channel].index_select(0, flat[:, channel]) for channel in range(CHANNELS)]
+        return torch.stack(columns, dim=-1).view(levels.shape)
     planes = levels.reshape(-1, CHANNELS, math.prod(how.patch or levels.shape[-2:]))  # [N, C, P]
     values = table.new_empty((len(planes), CHANNELS, how.temporal, planes.shape[-1]))
     for channel in range(CHANNELS):

@@ -42,6 +42,10 @@ class Sheet:
         first = {picture.identity: picture for picture in reversed(pictures)}
         return cls(tuple(first[identity] for identity in numbers), tuple(numbers[one.identity] for one in pictures))
 
+    def apart(self) -> Sheet:
+        """The same places, each with a picture of its own: for a model that cannot share features among them."""
+        return Sheet(tuple(self.distinct[place] for place in self.places), tuple(range(len(self.places))))
+
     @property
     def features(self) -> int:
         """How many features the vision tower gives for the distinct pictures."""

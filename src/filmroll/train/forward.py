@@ -1,12 +1,14 @@
 """The trainer's forward: logprobs of the trained tokens, as the engine defines them.
 
-B = rows, T = tokens, N = trained tokens, V = vocabulary, D = hidden size.
+N = trained tokens, V = vocabulary, D = hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filmroll.families import Family
 from filmroll.materialize.feed import feeding, suppress
@@ -15,6 +17,9 @@ from filmroll.wire.receipt import Receipt
 
 if TYPE_CHECKING:
     import torch
+
+Dtype = Literal["float32", "bfloat16"]
+"""What the model multiplies in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +31,46 @@ class Forward:
     receipt: Receipt
 
 
-def forward(model: Any, family: Family, batch: Batch) -> Forward:
+def forward(model: Any, family: Family, batch: Batch, *, dtype: Dtype = "float32") -> Forward:
     """One pass. Vision tokens are suppressed and temperatures applied exactly as in sampling.
 
-    Only the N hidden states that predict a trained token meet the vocabulary.
+    `dtype` is what matrices are multiplied in; logprobs are taken in float32 whatever it is. Only the N
+    hidden states that predict a trained token meet the vocabulary.
     """
     import torch
 
-    with feeding(model, family, batch.sheet) as consumed:
-        hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state  # [B, T, D]
-    predicting = hidden[batch.rows, batch.columns - 1]  # [N, D]
-    logits = suppress(model.lm_head(predicting).float(), family) / safe_temperatures(batch.temperatures)[:, None]
+    kind = torch.device(model.device).type
+    with (
+        feeding(model, family, batch.sheet) as consumed,
+        _predicting(model, batch),
+        torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"),
+    ):
+        raw = model(**batch.inputs, use_cache=False).logits  # [N, V]
+    logits = suppress(raw.float(), family) / safe_temperatures(batch.temperatures)[:, None]
     logps = torch.log_softmax(logits, dim=-1)  # [N, V]
     chosen = logps.gather(-1, batch.token_ids[:, None])[:, 0]
     with torch.no_grad():
         entropies = -(logps.exp() * logps).sum(-1)
     receipt = batch.receipt.with_consumed(consumed.images).check("training step")
     return Forward(chosen, entropies, receipt)
+
+
+@contextmanager
+def _predicting(model: Any, batch: Batch) -> Iterator[None]:
+    """Inside, the language head sees the N hidden states [N, D] alone.
+
+    The whole model is called all the same: what some do to their logits, and what FSDP does around a
+    model's forward, happens.
+    """
+
+    def chosen(_module: Any, hidden: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (hidden[0][batch.rows, batch.columns - 1],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def safe_temperatures(temperatures: torch.Tensor) -> torch.Tensor:
