@@ -23,7 +23,8 @@ from filmroll.store.nowhere import URL as INLINE_URL
 
 class RunDirectory:
     """`config.json`, `manifest`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
-    `checkpoints/`, `samples/`, `processes/`, `logs/`, `model/`, `report.html`.
+    `checkpoints/`, `samples/`, `processes/`, `logs/`, `model/`, `reference/`,
+    `report.html`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +40,7 @@ class RunDirectory:
         self.processes = self.path / "processes"
         self.logs = self.path / "logs"
         self.model = self.path / "model"
+        self.reference = self.path / "reference"
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -72,7 +74,7 @@ class RunDirectory:
         """Clear away what a kill has left: a torn last line, and folders that were never finished."""
         if not self.manifest_file.exists():
             self._name_manifest()
-        for folder in (self.weights, self.checkpoints):
+        for folder in (self.weights, self.checkpoints, self.reference):
             for draft in folder.glob(".step_*"):
                 shutil.rmtree(draft, ignore_errors=True)
         for path in (self.metrics_file, self.events_file):
@@ -174,7 +176,10 @@ def _resolved(config: Config, path: Path) -> Config:
         "run": config.run.model_copy(update={"directory": str(path)}),
         "multimodal": chosen.model_copy(update=places),
         "engine": _placed(config.engine, run_id=path.name),
-        "model": config.model if _named(config.model) else str(resolve(config.model, run_id=path.name)),
+        "model": _model(config.model, run_id=path.name),
+        "loss": config.loss.model_copy(
+            update={"reference": config.loss.reference and _model(config.loss.reference, run_id=path.name)}
+        ),
     }
     return config.model_copy(update=sections)
 
@@ -186,9 +191,9 @@ def _placed(engine: EngineConfig, *, run_id: str) -> EngineConfig:
     return engine.model_copy(update={"command": str(resolve(engine.command, run_id=run_id))})
 
 
-def _named(model: str) -> bool:
-    """Whether the model is no folder, but the tiny one or one of the hub."""
-    return model == TINY or is_hub_name(model)
+def _model(model: str, *, run_id: str) -> str:
+    """A model's folder, resolved; the tiny one and those of the hub are none."""
+    return model if model == TINY or is_hub_name(model) else str(resolve(model, run_id=run_id))
 
 
 def _place(store: str, *, run_id: str) -> str:
