@@ -209,7 +209,7 @@ class Orchestrator:
             played = [one.trajectory for one in group]
             advantages = branch_advantages(played, normalize=self._config.loss.normalize)
             for trajectory, (advantage, scored) in zip(played, advantages, strict=True):
-                weights = LossWeights(rl=1.0)
+                weights = LossWeights(rl=1.0, kl=self._config.loss.kl)
                 made += samples(trajectory, self._family, advantage=advantage, weights=weights, scored=scored)
         return made
 

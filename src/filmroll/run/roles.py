@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,6 +23,9 @@ from filmroll.run.switchboard import Connect, Switchboard
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver
+
+if TYPE_CHECKING:
+    from filmroll.train.reference import Reference
 
 MiB = 1 << 20
 
@@ -108,10 +112,22 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
         weights=run.weights,
         checkpoints=run.checkpoints,
         keep=config.run.keep_checkpoints,
+        reference=_reference(run, config, family),
     )
     listener = Listener(service.handlers())
     announce(run, name, listener.endpoint)
     await listener.serve()
+
+
+def _reference(run: RunDirectory, config: Config, family: Family) -> Reference | None:
+    """The policy that the trained one is to stay close to, if it is to."""
+    from filmroll.train.reference import Reference
+
+    if not config.loss.kl:
+        return None
+    if config.loss.reference:
+        return Reference.named(Path(config.loss.reference), family, device=config.trainer.device)
+    return Reference(model_dir(run, config), kept=run.reference, device=config.trainer.device)
 
 
 def materializer(run: RunDirectory, config: Config, family: Family) -> Materializer:

@@ -13,6 +13,7 @@ from filmroll.errors import TransportError
 from filmroll.train import checkpoint
 from filmroll.train.loader import Images
 from filmroll.train.objective import LossConfig
+from filmroll.train.reference import Reference
 from filmroll.train.step import (
     Ask,
     Measure,
@@ -52,11 +53,13 @@ class TrainerService:
         weights: Path,
         checkpoints: Path,
         keep: int,
+        reference: Reference | None = None,
     ) -> None:
-        self._trainer = Trainer(model_dir, images, config, objective)
+        self._trainer = Trainer(model_dir, images, config, objective, reference=reference)
         self._open_samples = samples
         self._samples: Receiver[TrainStep] | None = None
         self._weights = weights
+        self._reference = reference
         self._checkpoints = checkpoints
         self._keep = keep
         self._busy = asyncio.Lock()
@@ -96,6 +99,8 @@ class TrainerService:
 
     def _write_weights(self, message: Publish) -> None:
         write_weights(self._trainer.model.state_dict(), self._weights, message.version)
+        if self._reference is not None:
+            self._reference.keep(self._weights, message.version)
         self._drop_old_weights(message.version)
 
     def _drop_old_weights(self, newest: int) -> None:

@@ -16,6 +16,7 @@ from filmroll.train.loader import Batch, Images, Loader
 from filmroll.train.loss import Loss, loss
 from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.places import of_micro_batch
+from filmroll.train.reference import Reference
 from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
 from filmroll.train.tally import Tally
 from filmroll.wire.receipt import Receipt
@@ -26,11 +27,18 @@ class Trainer:
     """A model and its optimizer. `step` is all or nothing: an error before the update leaves both as they were."""
 
     def __init__(
-        self, model_dir: Path, images: Images, config: TrainerConfig, objective: LossConfig | None = None
+        self,
+        model_dir: Path,
+        images: Images,
+        config: TrainerConfig,
+        objective: LossConfig | None = None,
+        *,
+        reference: Reference | None = None,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.objective = objective or LossConfig()
+        self.reference = reference
         self.family = images.family
         self.model: Any = load_model(model_dir, device=config.device)
         self.optimizer = torch.optim.AdamW(
@@ -84,5 +92,12 @@ class Trainer:
         batch = self._loader.load(micro_batch)
         with of_micro_batch(micro_batch):
             out = forward(self.model, self.family, batch)
-        lost = loss(out.logprobs, batch, trained, self.objective)
+            held = self._reference_logprobs(batch)
+        lost = loss(out.logprobs, batch, trained, self.objective, held)
         return batch, out, lost
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:
+        if self.reference is None or not batch.kl_weights.any():
+            return None
+        return forward(self.reference.model, self.family, batch).logprobs
