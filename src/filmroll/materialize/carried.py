@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from filmroll.errors import FilmrollError, GridError, MessageError, TrainingError
+from filmroll.errors import FilmrollError, GridError, MessageError, StoreError, TrainingError
 from filmroll.families.base import Arrays, Family
 from filmroll.materialize.claims import check_kind, check_layout
 from filmroll.materialize.materializer import Materialized
 from filmroll.materialize.sheet import Picture
 from filmroll.wire.descriptor import ImageDescriptor
-from filmroll.wire.processed import ProcessedImage
+from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
 
 SEND = "Send what filmroll.train.processed makes of the stored image"
@@ -36,23 +36,27 @@ class Carried:
             )
         self._outline = family.pixels([_SAMPLE], "uint8")
         self._images: dict[tuple[str, str], ProcessedImage] = {}
+        self._lost: dict[tuple[str, str], LostImage] = {}
         self._whole: dict[tuple[str, str], Picture] = {}
 
-    def begin(self, images: Sequence[ProcessedImage]) -> None:
-        """From now on there are these images, and none of those that came before; each comes once."""
+    def begin(self, images: Sequence[ProcessedImage], lost: Sequence[LostImage] = ()) -> None:
+        """From now on there are these images, and none of those that came before; each comes once, or is lost."""
         self._images = {image.identity: image for image in images}
+        self._lost = {image.identity: image for image in lost}
         self._whole = {}
-        if len(self._images) < len(images):
+        distinct = len(self._images | self._lost)
+        if distinct < len(images) + len(lost):
             raise MessageError(
-                f"the message carries the arrays of {len(self._images)} images in {len(images)} places",
+                f"the message carries the arrays of {distinct} images in {len(images) + len(lost)} places",
                 remedy="A distinct image travels once",
             )
 
     def load(self, descriptors: Sequence[ImageDescriptor]) -> Materialized:
         """Every image's picture, in order; else the error, with the image's index.
 
-        Verified is an image whose arrays are those that were made of it, by their checksum; decoded one
-        whose arrays have the names, types and shapes that the model's family makes.
+        A lost one is a StoreError that says what its sender met. Verified is an image whose arrays are those
+        that were made of it, by their checksum; decoded one whose arrays have the names, types and shapes that
+        the model's family makes.
         """
         pictures = []
         for index, descriptor in enumerate(descriptors):
@@ -72,6 +76,8 @@ class Carried:
         return self._whole[descriptor.identity]
 
     def _checked(self, descriptor: ImageDescriptor) -> Picture:
+        if (lost := self._lost.get(descriptor.identity)) is not None:
+            raise StoreError(lost.reason)
         image = self._images.get(descriptor.identity)
         if image is None:
             raise MessageError("its arrays did not come with the samples", remedy=SEND)

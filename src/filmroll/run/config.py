@@ -75,6 +75,11 @@ class MultimodalConfig(Section):
     """Most pixels of an image."""
     max_side: int = Field(default=Limits().max_side, ge=1)
     """Longest side of an image, in pixels."""
+    missing_image: Literal["error", "zero_loss"] = "error"
+    """What an image does that cannot be had when it is to be trained on: it ends the run, or its samples count in no
+    loss."""
+    missing_share: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of a step's samples that may count in no loss for that."""
     fetch: Literal["never", "https", "http"] = "never"
     """From which URLs images are fetched: none, https alone, or http as well."""
     fetch_seconds: float = Field(default=HttpSources().max_seconds, gt=0, allow_inf_nan=False)
@@ -87,6 +92,11 @@ class MultimodalConfig(Section):
         if self.mode == "inline" and (self.store or self.cache):
             raise ValueError("mode inline keeps images nowhere: leave store and cache empty")
         return self
+
+    @property
+    def may_miss(self) -> float:
+        """The share of a step's samples that may do without an image of theirs."""
+        return self.missing_share if self.missing_image == "zero_loss" else 0.0
 
 
 class RenderConfig(Section):

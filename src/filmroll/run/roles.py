@@ -113,6 +113,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
         checkpoints=run.checkpoints,
         keep=config.run.keep_checkpoints,
         reference=_reference(run, config, family),
+        may_miss=config.multimodal.may_miss,
     )
     listener = Listener(service.handlers())
     announce(run, name, listener.endpoint)

@@ -5,19 +5,24 @@ N = trained tokens of all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filmroll.errors import MessageError, TrainingError
+from filmroll.errors import FilmrollError, MessageError, TrainingError
 from filmroll.materialize.carried import Carried
-from filmroll.materialize.materializer import Materializer, check_placements
+from filmroll.materialize.materializer import check_placements
 from filmroll.materialize.sheet import Sheet
-from filmroll.train.places import of_micro_batch, of_sample
+from filmroll.train.album import Album, Images
+from filmroll.train.places import of_sample
+from filmroll.train.prefetch import Prefetch
 from filmroll.train.rows import row_inputs, starts
-from filmroll.train.step import TrainStep
+from filmroll.train.step import MissingImage, TrainerConfig, TrainStep
+from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch, check_sample
 
@@ -44,35 +49,72 @@ class Batch:
     cross_entropy_weights: torch.Tensor
     kl_weights: torch.Tensor
     receipt: Receipt
-
-
-Images = Materializer | Carried
-"""Where a trainer's images come from: the store, or the messages that bring the samples."""
+    missing: tuple[MissingImage, ...] = ()
+    masked: int = 0
+    """Samples that count in no loss, because an image of theirs is missing."""
+    image_wait: float = 0.0
+    """Seconds that it took until the images were there."""
 
 
 class Loader:
-    """Checks samples, has their images, and lays rows and targets out as tensors."""
+    """Checks samples, has their images, and lays rows and targets out as tensors.
 
-    def __init__(self, images: Images, model: Any) -> None:
+    `may_miss` is the share of a step's samples that may do without an image of theirs, and without weight.
+    """
+
+    def __init__(
+        self, images: Images, model: Any, config: TrainerConfig | None = None, *, may_miss: float = 0.0
+    ) -> None:
         self._images = images
+        self._album = Album(images, may_miss)
         self._model = model
+        self._config = config or TrainerConfig()
+
+    @contextmanager
+    def batches(self, work: TrainStep) -> Iterator[Iterator[tuple[MicroBatch, Batch]]]:
+        """The step's micro-batches, each made ready when it is asked for; the next ones' images are made meanwhile."""
+        self.begin(work)
+        ahead = Prefetch(
+            self._album.picture,
+            self._weight,
+            [[image.descriptor for image in micro_batch.images] for micro_batch in work.micro_batches],
+            limit=self._config.prefetch_mb << 20,
+            threads=self._config.readers,
+        )
+        with closing(ahead):
+            yield self._ready(work.micro_batches, ahead)
+
+    def _ready(self, micro_batches: Sequence[MicroBatch], ahead: Prefetch) -> Iterator[tuple[MicroBatch, Batch]]:
+        for turn, micro_batch in enumerate(micro_batches):
+            yield micro_batch, self.load(micro_batch, waited=ahead.reach(turn))
+
+    def _weight(self, descriptor: ImageDescriptor) -> int:
+        # A size that the family has no layout for is an error when its micro-batch is loaded.
+        with suppress(FilmrollError):
+            return self._images.family.level_bytes(descriptor.image)
+        return 0
 
     def begin(self, work: TrainStep) -> None:
         """Take in what the step carries beside its samples: their images' arrays in mode processed, else nothing."""
+        self._album.begin(sample for micro_batch in work.micro_batches for sample in micro_batch.samples)
         if isinstance(self._images, Carried):
             shown = {image.descriptor.identity for batch in work.micro_batches for image in batch.images}
-            unused = [image.sha256[:16] for image in work.images if image.identity not in shown]
-            if unused:
-                raise MessageError(f"the step carries the arrays of {unused[0]}, which none of its samples shows")
-            self._images.begin(work.images)
-        elif work.images:
+            told = {image.identity for image in work.images} | {image.identity for image in work.lost}
+            if unused := sorted(told - shown):
+                digest, _recipe = unused[0]
+                raise MessageError(f"the step carries the arrays of {digest[:16]}, which none of its samples shows")
+            self._images.begin(work.images, work.lost)
+        elif work.images or work.lost:
             raise MessageError(
                 f"the step carries the arrays of {len(work.images)} images, and this run is raw",
                 remedy='Send references, or set multimodal.mode to "processed" for the whole run',
             )
 
-    def load(self, micro_batch: MicroBatch) -> Batch:
-        """The micro-batch ready for a forward; an image that cannot be verified is an error, never a gap."""
+    def load(self, micro_batch: MicroBatch, *, waited: float = 0.0) -> Batch:
+        """The micro-batch ready for a forward; an image that cannot be verified is an error, or masks its sample.
+
+        `waited` are the seconds that its images have taken already.
+        """
         import torch
 
         family = self._images.family
@@ -88,9 +130,11 @@ class Loader:
                     [image.descriptor for image in sample.images],
                     family,
                 )
-        with of_micro_batch(micro_batch):
-            loaded = self._images.load([image.descriptor for image in micro_batch.images])
-        sheet = Sheet.of(loaded.pictures)
+        began = time.perf_counter()
+        developed = self._album.develop(micro_batch)
+        waited += time.perf_counter() - began
+        samples = developed.micro_batch.samples
+        sheet = Sheet.of(developed.pictures)
         inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
         device = inputs["input_ids"].device
         trained = [sample.targets for sample in samples]
@@ -118,5 +162,8 @@ class Loader:
             rl_weights=repeated([np.float32(sample.weights.rl) for sample in samples]),
             cross_entropy_weights=repeated([np.float32(sample.weights.cross_entropy) for sample in samples]),
             kl_weights=repeated([np.float32(sample.weights.kl) for sample in samples]),
-            receipt=loaded.receipt,
+            receipt=developed.receipt,
+            missing=developed.missing,
+            masked=developed.masked,
+            image_wait=waited,
         )

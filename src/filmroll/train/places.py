@@ -42,13 +42,14 @@ def of_micro_batch(micro_batch: MicroBatch) -> Iterator[None]:
 
 
 def place(sample: TrainingSample, index: int) -> str:
-    """The sample, whose name ends in its branch, and the turn in which the image is shown.
-
-    A turn ends with what was sampled, so as many turns as there are answers come before the image's.
-    """
+    """The sample, whose name ends in its branch, and the turn in which the image is shown."""
     if index >= len(sample.images):
         return f"sample {sample.name}"
+    return f"sample {sample.name}, turn {turn(sample, index)}"
+
+
+def turn(sample: TrainingSample, index: int) -> int:
+    """A turn ends with what was sampled, so as many turns as there are answers come before the image's."""
     before = slice(0, sample.images[index].offset)
     sampled = (sample.trained[before] != 0) | (sample.versions[before] != -1)
-    answers = np.count_nonzero(np.diff(sampled.astype(np.int8), prepend=0) == 1)
-    return f"sample {sample.name}, turn {answers}"
+    return int(np.count_nonzero(np.diff(sampled.astype(np.int8), prepend=0) == 1))

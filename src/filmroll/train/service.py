@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from filmroll.engine.weights import write_weights
 from filmroll.errors import TransportError
 from filmroll.train import checkpoint
-from filmroll.train.loader import Images
+from filmroll.train.album import Images
 from filmroll.train.objective import LossConfig
 from filmroll.train.reference import Reference
 from filmroll.train.step import (
@@ -54,8 +54,9 @@ class TrainerService:
         checkpoints: Path,
         keep: int,
         reference: Reference | None = None,
+        may_miss: float = 0.0,
     ) -> None:
-        self._trainer = Trainer(model_dir, images, config, objective, reference=reference)
+        self._trainer = Trainer(model_dir, images, config, objective, reference=reference, may_miss=may_miss)
         self._open_samples = samples
         self._samples: Receiver[TrainStep] | None = None
         self._weights = weights

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from filmroll.wire.processed import ProcessedImage
+from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
@@ -34,6 +34,10 @@ class TrainerConfig(BaseModel):
     """What is done with a sample that no micro-batch holds."""
     cache_mb: int = Field(default=256, ge=0)
     """Memory for decoded images, in MiB."""
+    prefetch_mb: int = Field(default=256, ge=0)
+    """Images of a step that are there or being made while the model is at others, in MiB."""
+    readers: int = Field(default=2, ge=1)
+    """Threads that make them."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of the trainer."""
     device: str = "cpu"
@@ -49,6 +53,18 @@ class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     micro_batches: list[MicroBatch]
     images: list[ProcessedImage] = []
     """In mode processed each distinct image of the micro-batches, once; in any other mode none."""
+    lost: list[LostImage] = []
+    """In mode processed the distinct images that could not be had, if the run goes on without them."""
+
+
+class MissingImage(msgspec.Struct, frozen=True):
+    """An image that a step went on without: the `image`-th of a sample, whose name ends in its branch."""
+
+    sample: str
+    turn: int
+    image: int
+    sha256: str
+    reason: str
 
 
 class StepReport(msgspec.Struct, frozen=True):
@@ -82,6 +98,11 @@ class StepReport(msgspec.Struct, frozen=True):
     micro_batches: int
     receipt: Receipt
     seconds: float
+    image_wait: float = 0.0
+    """Seconds of them in which the model waited for images."""
+    samples_masked: int = 0
+    """Samples that counted in no loss, because an image of theirs was missing."""
+    missing: list[MissingImage] = []
 
 
 class Progress(msgspec.Struct, frozen=True):

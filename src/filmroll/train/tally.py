@@ -11,7 +11,7 @@ from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward
 from filmroll.train.loader import Batch
 from filmroll.train.loss import Loss, k3
-from filmroll.train.step import StepReport
+from filmroll.train.step import MissingImage, StepReport
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
@@ -35,6 +35,9 @@ class Tally:
     gap_max: float = 0.0
     mismatch: float = 0.0
     receipt: Receipt = field(default_factory=Receipt)
+    image_wait: float = 0.0
+    masked: int = 0
+    missing: list[MissingImage] = field(default_factory=list)
 
     def add(self, out: Forward, lost: Loss, batch: Batch, version: int) -> None:
         """A micro-batch's forward and loss, of a step that begins with the policy of this version."""
@@ -54,6 +57,9 @@ class Tally:
         self.gap_max = _largest(self.gap_max, gaps)
         self.mismatch += float(k3(apart).sum())
         self.receipt += out.receipt
+        self.image_wait += batch.image_wait
+        self.masked += batch.masked
+        self.missing += batch.missing
 
     def report(self, batches: Sequence[MicroBatch], costs: Costs, norm: float, seconds: float) -> StepReport:
         """The step of these micro-batches as it is told."""
@@ -77,6 +83,9 @@ class Tally:
             micro_batches=len(batches),
             receipt=self.receipt,
             seconds=seconds,
+            image_wait=self.image_wait,
+            samples_masked=self.masked,
+            missing=self.missing,
         )
 
 

@@ -10,9 +10,10 @@ import torch
 
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import load_model
+from filmroll.train.album import Images
 from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward, forward
-from filmroll.train.loader import Batch, Images, Loader
+from filmroll.train.loader import Batch, Loader
 from filmroll.train.loss import Loss, loss
 from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.places import of_micro_batch
@@ -34,6 +35,7 @@ class Trainer:
         objective: LossConfig | None = None,
         *,
         reference: Reference | None = None,
+        may_miss: float = 0.0,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
@@ -44,7 +46,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=config.betas, weight_decay=config.weight_decay
         )
-        self._loader = Loader(images, self.model)
+        self._loader = Loader(images, self.model, config, may_miss=may_miss)
 
     def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
         """Accumulate gradients over the micro-batches, clip, update.
@@ -55,11 +57,11 @@ class Trainer:
         trained = trained or Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
         if trained.tokens == 0:
             raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
-        self._loader.begin(work)
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
-        for micro_batch in work.micro_batches:
-            self._accumulate(micro_batch, work.version, trained, tally)
+        with self._loader.batches(work) as batches:
+            for micro_batch, batch in batches:
+                self._accumulate(micro_batch, batch, work.version, trained, tally)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -74,27 +76,25 @@ class Trainer:
         trained = Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
         if trained.tokens == 0:
             raise TrainingError("there are no trained tokens to measure the loss of")
-        self._loader.begin(work)
         total, receipt = 0.0, Receipt()
-        with torch.no_grad():
-            for micro_batch in work.micro_batches:
-                out, lost = self._forward(micro_batch, trained)[1:]
+        with torch.no_grad(), self._loader.batches(work) as batches:
+            for micro_batch, batch in batches:
+                out, lost = self._forward(micro_batch, batch, trained)
                 total += float(lost.total)
                 receipt += out.receipt
         return Measured(total, trained.tokens, receipt)
 
-    def _accumulate(self, micro_batch: MicroBatch, version: int, trained: Trained, tally: Tally) -> None:
-        batch, out, lost = self._forward(micro_batch, trained)
+    def _accumulate(self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, tally: Tally) -> None:
+        out, lost = self._forward(micro_batch, batch, trained)
         lost.total.backward()  # type: ignore[no-untyped-call]
         tally.add(out, lost, batch, version)
 
-    def _forward(self, micro_batch: MicroBatch, trained: Trained) -> tuple[Batch, Forward, Loss]:
-        batch = self._loader.load(micro_batch)
+    def _forward(self, micro_batch: MicroBatch, batch: Batch, trained: Trained) -> tuple[Forward, Loss]:
         with of_micro_batch(micro_batch):
             out = forward(self.model, self.family, batch)
             held = self._reference_logprobs(batch)
         lost = loss(out.logprobs, batch, trained, self.objective, held)
-        return batch, out, lost
+        return out, lost
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:

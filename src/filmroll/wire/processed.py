@@ -41,6 +41,19 @@ class ProcessedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.checksum == _checksum(self.identity, self.arrays)
 
 
+class LostImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A distinct image by its identity, which whoever sends the samples could not have, and why."""
+
+    sha256: Digest
+    recipe: Fingerprint
+    reason: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """As `ImageDescriptor.identity`."""
+        return self.sha256, self.recipe
+
+
 def _checksum(identity: tuple[str, str], arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """The sha256 of the identity, and of each array's name, type, shape and bytes, by name."""
     total = hashlib.sha256("\0".join(identity).encode())
