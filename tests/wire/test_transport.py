@@ -125,6 +125,51 @@ def test_a_receiver_that_is_restarted_gets_what_was_not_acknowledged_and_nothing
     within(conversation())
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_sender_goes_on_with_a_receiver_that_was_started_again_elsewhere(transport, tmp_path):
+    """As a process that dies comes again: at another port, with another key."""
+
+    async def conversation():
+        here = new_place(transport, tmp_path)
+        there = here if transport == "files" else new_place(transport, tmp_path).replace("#secret", "#another")
+        async with receiving(here) as receiver, sending(here) as sender:
+            for number in range(5):
+                await sender.send(note(number))
+            for _ in range(4):
+                await receiver.receive()
+            await receiver.acknowledge(2)
+            await receiver.close()
+            async with receiving(there, begin=3) as again:
+                await sender.move(there)
+                assert [(await again.receive()).number for _ in range(2)] == [3, 4]
+                assert await sender.send(note(5)) == 5
+                assert (await again.receive()).message.text == "note 5"
+                await again.acknowledge(6)
+                await sender.settle()
+
+    within(conversation())
+
+
+def test_a_stream_that_goes_on_elsewhere_misses_nothing_that_it_lost(tmp_path):
+    """A receiver that begins before what was acknowledged wants what nobody has any more."""
+
+    async def conversation():
+        async with stream(new_place("zmq", tmp_path)) as (sender, receiver):
+            for number in range(3):
+                await sender.send(note(number))
+                await receiver.receive()
+            await receiver.acknowledge(3)
+            await sender.settle()
+            there = new_place("zmq", tmp_path)
+            async with receiving(there, begin=1):
+                await sender.move(there)
+                await sender.send(note(3))
+                with pytest.raises(TransportError, match="wants message 1 again"):
+                    await sender.settle()
+
+    within(conversation())
+
+
 def test_a_receiver_may_know_more_than_it_has_acknowledged(place):
     """It saved, and was killed before it could say so."""
 

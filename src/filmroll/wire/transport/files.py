@@ -151,6 +151,11 @@ class FolderSender(Sender[T]):
     async def settle(self) -> None:
         await self._folder.wait(self._settled)
 
+    async def move(self, place: str) -> None:
+        """A folder stays where it is: whoever receives there anew finds what is not acknowledged."""
+        if Path(place) != self._folder.path:
+            raise TransportError("a stream through a folder cannot go on in another one", private=place)
+
     async def withdraw(self, number: int) -> None:
         def work() -> None:
             # The last one first: what a crash leaves has no gap.

@@ -72,8 +72,6 @@ class SocketSender(Sender[T]):
 
     def __init__(self, place: str, codec: Codec[T], window: Window) -> None:
         super().__init__(codec, window)
-        address, _, key = place.partition("#")
-        self._key = key.encode()
         self._session = secrets.token_bytes(16)
         self._outbox: dict[int, Parts] = {}
         self._sent = _NOT_YET
@@ -81,6 +79,11 @@ class SocketSender(Sender[T]):
         self._news = asyncio.Condition()
         self._transmitting = asyncio.Lock()
         self._lent: list[zmq.MessageTracker] = []
+        self._call_up(place)
+
+    def _call_up(self, place: str) -> None:
+        address, _, key = place.partition("#")
+        self._key = key.encode()
         self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         # Unlimited, because the window limits it; and nothing waits in the socket for a receiver that is gone.
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -117,16 +120,24 @@ class SocketSender(Sender[T]):
         if number < self.next:
             raise TransportError(f"message {number} is on its way and cannot be withdrawn")
 
+    async def move(self, place: str) -> None:
+        async with self._transmitting:
+            await self._hang_up()
+            self._call_up(place)
+
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close()
+        await self._hang_up()
         # ZeroMQ reads the arrays themselves, in a thread of its own: freed under it, they end the process.
         for _ in range(round(_LETTING_GO / _MOMENT)):
             if all(one.done for one in self._lent):
                 break
             await asyncio.sleep(_MOMENT)
+
+    async def _hang_up(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close()
 
     async def _begin(self) -> None:
         await self._until(lambda: self._sent != _NOT_YET)
@@ -287,12 +298,12 @@ class SocketReceiver(Receiver[T]):
         self._sender = sender
         # A new sender begins with what is not acknowledged, though this receiver may have it from the one before:
         # should this receiver end, that is what the next one will want.
-        known = self._held.acknowledged
+        known, wanted = self._held.acknowledged, _NOT_YET
         if hello.sent == _NOT_YET:
             wanted = known
-        else:
-            # What is sent while a hello is on its way was not spoken of: it is not missing.
-            wanted = self._held.next if self._held.next < hello.sent else _NOT_YET
+        elif self._held.next < hello.sent:
+            # What was sent while the hello was on its way is not spoken of: it is not missing.
+            wanted = self._held.next
         await self._answer(sender, b"state", State(known, wanted))
 
     def _take(self, parts: Parts) -> None:

@@ -98,6 +98,10 @@ class Sender(End, Generic[T]):
         """Wait until all that was sent is acknowledged."""
 
     @abstractmethod
+    async def move(self, place: str) -> None:
+        """Go on with a receiver that was started again and listens there: it gets what is not acknowledged."""
+
+    @abstractmethod
     async def withdraw(self, number: int) -> None:
         """Take back what lies in the stream from that number on, before any receiver asks for it."""
 
