@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from filmroll.errors import TrainingError
 from filmroll.rollout.trajectory import ROOT, Trajectory
-from filmroll.train.samples import branch_advantages, group_advantages, samples
+from filmroll.train.samples import branch_advantages, group_advantages, recent, samples
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample, check_sample
 from tests.train.conftest import FAMILY, PAD, descriptor, sample
@@ -157,3 +157,23 @@ def test_a_sample_that_disagrees_with_itself_is_refused(changes, field):
     with pytest.raises(TrainingError) as refusal:
         check_sample(msgspec.structs.replace(sample(10), **changes))
     assert refusal.value.field == field
+
+
+# How old a sample may be
+
+
+@pytest.mark.parametrize(
+    ("versions", "most", "left"),
+    [
+        ([-1, -1, 5, 5], 0, True),
+        ([-1, 4, -1, 5], 0, False),
+        ([-1, 4, -1, 5], 1, True),
+        ([-1, 0, 5, 5], 4, False),
+        ([-1, 0, 5, 5], 5, True),
+        ([-1, -1, -1, -1], 0, True),
+        ([6, 6, 6, 6], 0, True),
+    ],
+)
+def test_a_sample_is_as_old_as_the_oldest_token_that_was_sampled_in_it(versions, most, left):
+    one = sample(4, versions=np.array(versions, np.int32))
+    assert recent([one], 5, most=most) == [one] * left

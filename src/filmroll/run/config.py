@@ -154,8 +154,10 @@ class RlConfig(Section):
     """Rollouts of each episode: the group that rewards are compared in."""
     max_turns: int = Field(default=16, ge=1)
     """Turns after which an episode is cut off."""
-    ahead: int = Field(default=1, ge=0, le=1)
-    """1: the next step's rollouts are played while this one trains, so samples are one step old."""
+    ahead: int = Field(default=1, ge=0, le=16)
+    """Steps whose rollouts are played while one trains, so that samples are so many updates old."""
+    max_off_policy: int = Field(default=8, ge=0)
+    """Samples with a token that was sampled more updates ago are left out."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Learning rate of the first update."""
     final_learning_rate: float = Field(default=1e-4, gt=0)

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
 from filmroll.run.variables import launched_variables
-from filmroll.train.samples import branch_advantages, samples
+from filmroll.train.samples import branch_advantages, recent, samples
 from filmroll.train.step import Progress
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample
@@ -119,9 +120,11 @@ class Orchestrator:
         samples, noted = self._hands.learner.samples, max(self._run.steps_noted(), progress.steps)
         await samples.withdraw(noted)
         for number in range(progress.steps, samples.next):
-            await self._hands.learner.take(number)
-            warming = progress.warmup < self._config.warmup.steps
-            progress = Progress(progress.warmup + warming, progress.rl + (not warming))
+            report = await self._hands.learner.take(number)
+            if progress.warmup < self._config.warmup.steps:
+                progress = Progress(progress.warmup + 1)
+            else:
+                progress = progress.after(report)
             await self._save(progress)
             self._run.event("caught_up", warmup=progress.warmup, rl=progress.rl)
         return progress
@@ -132,12 +135,13 @@ class Orchestrator:
         async with aclosing(played_ahead(self._demonstrations, progress.warmup, warmup.steps, True)) as shown:
             async for step, played, started in shown:
                 await self._warmup_step(step, played, started)
-                await self._save(Progress(step + 1, 0))
-        await self._hands.publish(progress.rl)
-        async with aclosing(played_ahead(self._gather, progress.rl, rl.steps, bool(rl.ahead))) as gathered:
-            async for step, rollouts, started in gathered:
-                await self._rl_step(step, rollouts, started)
-                await self._save(Progress(warmup.steps, step + 1))
+                progress = Progress(step + 1)
+                await self._save(progress)
+        await self._hands.publish(progress.version)
+        async with aclosing(played_ahead(self._gather, progress.rl, rl.steps, rl.ahead)) as gathered:
+            async for _, rollouts, started in gathered:
+                progress = await self._rl_step(progress, rollouts, started)
+                await self._save(progress)
 
     async def _demonstrations(self, step: int) -> list[Played]:
         tasks = [self._task("warmup", step, number, 0) for number in range(self._config.warmup.batch_size)]
@@ -153,15 +157,27 @@ class Orchestrator:
         self._seen.update(image.image.sha256 for one in played for image in one.trajectory.images)
         self._note(warmup_row(step, made, report, self._hands.memory(), time.perf_counter() - started))
 
-    async def _rl_step(self, step: int, gathered: Gathered, started: float) -> None:
+    async def _rl_step(self, progress: Progress, gathered: Gathered, started: float) -> Progress:
+        step, version = progress.rl, progress.version
         await self._keep("rl", step, gathered.rollouts)
+        made = self._samples(gathered)
+        young = recent(made, version, most=self._config.rl.max_off_policy)
+        if stale := len(made) - len(young):
+            self._run.event("samples_stale", step=step, version=version, dropped=stale, left=len(young))
         ready, sent = time.perf_counter(), self._hands.learner.samples.sent_bytes
-        report = await self._lessons.learn(self._samples(gathered), step, falling_rate(self._config.rl, step))
+        report = await self._lessons.learn(young, version, falling_rate(self._config.rl, step))
         trained = time.perf_counter()
-        await self._hands.publish(step + 1)
+        progress = progress.after(report)
+        if report.updated:
+            await self._hands.publish(progress.version)
+        else:
+            self._run.event("step_skipped", step=step, version=version)
         done = time.perf_counter()
         row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family, self._seen)
         row |= {
+            "version": progress.version,
+            "updated": report.updated,
+            "samples_stale": stale,
             "sample_bytes": self._hands.learner.samples.sent_bytes - sent,
             "images_per_second": row["images"] / (done - started),
             "engine_restarts": self._hands.players.engines.restarts - self._restarts,
@@ -178,6 +194,7 @@ class Orchestrator:
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
             self._run.record(step, records)
+        return progress
 
     async def _gather(self, step: int) -> Gathered:
         """Play a step's groups. A group with a broken rollout is left out; too many of them end the run."""
@@ -242,17 +259,19 @@ def falling_rate(phase: WarmupConfig | RlConfig, step: int) -> float:
 
 
 async def played_ahead(
-    play: Callable[[int], Awaitable[T]], first: int, end: int, ahead: bool
+    play: Callable[[int], Awaitable[T]], first: int, end: int, ahead: int
 ) -> AsyncGenerator[tuple[int, T, float], None]:
-    """Each step's number, what was played for it, and when it began; `ahead` plays the next one meanwhile."""
-    coming: asyncio.Task[T] | None = None
+    """Each step's number, what was played for it, and when it began; so many steps `ahead` are played meanwhile."""
+    coming: deque[asyncio.Task[T]] = deque()
     try:
         for step in range(first, end):
             started = time.perf_counter()
-            played = await (coming or play(step))
-            coming = asyncio.ensure_future(play(step + 1)) if ahead and step + 1 < end else None
+            played = await (coming.popleft() if coming else play(step))
+            while len(coming) < min(ahead, end - step - 1):
+                coming.append(asyncio.ensure_future(play(step + 1 + len(coming))))
             yield step, played, started
     finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.wait({coming})
+        for one in coming:
+            one.cancel()
+        if coming:
+            await asyncio.wait(coming)

@@ -61,6 +61,16 @@ def branch_advantages(group: Sequence[Trajectory], *, normalize: bool = True) ->
     return [(next(advantages), {leaf: next(advantages) for leaf in scored}) for _, scored in outcomes]
 
 
+def recent(made: Iterable[TrainingSample], version: int, *, most: int) -> list[TrainingSample]:
+    """Those in which no token was sampled by a policy of more than so many updates before this version."""
+
+    def age(sample: TrainingSample) -> int:
+        sampled = sample.versions[sample.versions >= 0]
+        return version - int(sampled.min(initial=version))
+
+    return [sample for sample in made if age(sample) <= most]
+
+
 def _scored(trajectory: Trajectory) -> dict[int, float]:
     """The branches with a reward of their own, by leaf."""
     rewards = {leaf: trajectory.nodes[leaf].reward for leaf in trajectory.leaves()}

@@ -68,7 +68,7 @@ class MissingImage(msgspec.Struct, frozen=True):
 
 
 class StepReport(msgspec.Struct, frozen=True):
-    """What a step did, averaged over its trained tokens where that makes sense.
+    """What a step did, averaged over its trained tokens where that makes sense. Without samples it did nothing.
 
     The logprob gap is between what the engine reported and what this trainer computes, over the
     tokens that were sampled by the very version it holds (`on_policy` is their share): it measures
@@ -104,12 +104,28 @@ class StepReport(msgspec.Struct, frozen=True):
     """Samples that counted in no loss, because an image of theirs was missing."""
     missing: list[MissingImage] = []
 
+    @property
+    def updated(self) -> bool:
+        """Whether the step changed the policy: one that had no samples left did not."""
+        return self.micro_batches > 0
+
 
 class Progress(msgspec.Struct, frozen=True):
     """How many steps of each phase are done; with the seed it determines all that comes next."""
 
     warmup: int = 0
     rl: int = 0
+    skipped: int = 0
+    """Steps of reinforcement learning that had no samples left."""
+
+    @property
+    def version(self) -> int:
+        """The policy after so many updates."""
+        return self.rl - self.skipped
+
+    def after(self, report: StepReport) -> Progress:
+        """One step of reinforcement learning later."""
+        return Progress(self.warmup, self.rl + 1, self.skipped + (not report.updated))
 
     @property
     def steps(self) -> int:

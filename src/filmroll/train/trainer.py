@@ -51,10 +51,13 @@ class Trainer:
     def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
         """Accumulate gradients over the micro-batches, clip, update.
 
-        `trained` is of the whole step, where other ranks have the rest of it.
+        `trained` is of the whole step, where other ranks have the rest of it. A step of no micro-batches
+        updates nothing.
         """
         started = time.perf_counter()
         trained = trained or Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
+        if not work.micro_batches:
+            return Tally().report([], Costs(self.family), 0.0, time.perf_counter() - started)
         if trained.tokens == 0:
             raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
         self.optimizer.zero_grad(set_to_none=True)
