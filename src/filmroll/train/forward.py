@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from filmroll.families import Family
 from filmroll.materialize.feed import feeding, suppress
 from filmroll.train.loader import Batch
+from filmroll.train.step import Dtype
 from filmroll.wire.receipt import Receipt
 
 if TYPE_CHECKING:
     import torch
-
-Dtype = Literal["float32", "bfloat16"]
-"""What the model multiplies in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from filmroll.engine.weights import write_weights
 from filmroll.errors import TransportError
 from filmroll.train import checkpoint
 from filmroll.train.album import Images
+from filmroll.train.model import merged
 from filmroll.train.objective import LossConfig
 from filmroll.train.reference import Reference
 from filmroll.train.step import (
@@ -99,7 +100,8 @@ class TrainerService:
         return Ask()
 
     def _write_weights(self, message: Publish) -> None:
-        write_weights(self._trainer.model.state_dict(), self._weights, message.version)
+        whole = merged(self._trainer.model.state_dict().items(), self._trainer.config)
+        write_weights(dict(whole), self._weights, message.version)
         if self._reference is not None:
             self._reference.keep(self._weights, message.version)
         self._drop_old_weights(message.version)

@@ -15,6 +15,10 @@ from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
 
+Dtype = Literal["float32", "bfloat16"]
+"""What a model multiplies in."""
+
+
 class TrainerConfig(BaseModel):
     """The `[trainer]` section."""
 
@@ -42,6 +46,18 @@ class TrainerConfig(BaseModel):
     """CPU threads of the trainer."""
     device: str = "cpu"
     """Where the model is trained, as torch names it."""
+    dtype: Dtype = "float32"
+    """What the model multiplies in. Weights, optimizer and logprobs are float32 whatever it is."""
+    gradient_checkpointing: bool = False
+    """Make what layers make again in the backward pass instead of keeping it: less memory, more time."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is, with its merger where that is a part of it."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train adapters of this rank instead of the weights; 0 trains the weights."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """Adapters count by this, divided by their rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Which linear layers get an adapter, by the ends of their names; none named means all of the language model's."""
 
 
 class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from filmroll.errors import TrainingError
-from filmroll.materialize.feed import load_model
 from filmroll.train.album import Images
 from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward, forward
 from filmroll.train.loader import Batch, Loader
 from filmroll.train.loss import Loss, loss
+from filmroll.train.model import trainable, training_model
 from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.places import of_micro_batch
 from filmroll.train.reference import Reference
@@ -42,10 +42,8 @@ class Trainer:
         self.objective = objective or LossConfig()
         self.reference = reference
         self.family = images.family
-        self.model: Any = load_model(model_dir, device=config.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.model: Any = training_model(model_dir, config, device=config.device)
+        self.optimizer = torch.optim.AdamW(trainable(self.model), betas=config.betas, weight_decay=config.weight_decay)
         self._loader = Loader(images, self.model, config, may_miss=may_miss)
 
     def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
@@ -94,7 +92,7 @@ class Trainer:
 
     def _forward(self, micro_batch: MicroBatch, batch: Batch, trained: Trained) -> tuple[Forward, Loss]:
         with of_micro_batch(micro_batch):
-            out = forward(self.model, self.family, batch)
+            out = forward(self.model, self.family, batch, dtype=self.config.dtype)
             held = self._reference_logprobs(batch)
         lost = loss(out.logprobs, batch, trained, self.objective, held)
         return out, lost
@@ -103,4 +101,4 @@ class Trainer:
     def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:
         if self.reference is None or not batch.kl_weights.any():
             return None
-        return forward(self.reference.model, self.family, batch).logprobs
+        return forward(self.reference.model, self.family, batch, dtype=self.config.dtype).logprobs
