@@ -31,9 +31,12 @@ def trainer(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(trainer):
+    return made_samples(trainer.family, trainer._loader._images.store)
+
+
+def made_samples(family, store) -> list[TrainingSample]:
     """Twelve of many lengths, both loss streams and both signs of advantage; three have no image."""
     noise = np.random.default_rng(0)
-    store, family = trainer._loader._images.store, trainer.family
     album = [
         family.describe(store.put(noise.integers(0, 256, (*size, 3), np.uint8)))
         for size in [(32, 32), (64, 96), (96, 32)]

@@ -92,8 +92,9 @@ class Trainer:
 
     def _forward(self, micro_batch: MicroBatch, batch: Batch, trained: Trained) -> tuple[Forward, Loss]:
         with of_micro_batch(micro_batch):
-            out = forward(self.model, self.family, batch, dtype=self.config.dtype)
+            # First, while there are no activations to keep.
             held = self._reference_logprobs(batch)
+            out = forward(self.model, self.family, batch, dtype=self.config.dtype)
         lost = loss(out.logprobs, batch, trained, self.objective, held)
         return out, lost
 
