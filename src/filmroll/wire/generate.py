@@ -68,7 +68,10 @@ class SamplingParams(msgspec.Struct, frozen=True):
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = 1
     skip_special_tokens: bool = False
     logit_bias: dict[TokenId, float] | None = None
-    """How vLLM is kept from sampling vision tokens; the embedded engine never does, and reads no other bias."""
+    """Added to the logits of these tokens before anything else; up to 1e8 either way. Vision tokens are never sampled.
+
+    A trainer knows of no bias: logprobs of what is sampled with one are not those that it computes.
+    """
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,9 +88,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     return_token_ids: bool = False
     priority: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
-    """Lower is earlier, where an engine schedules by it; the embedded engine does not."""
+    """Of requests that wait, those with a lower one go first; in vLLM where it schedules by priority."""
     cache_salt: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)] | None = None
-    """Prompts of different salts share no prefix cache; the embedded engine has none."""
+    """Prompts of different salts share no prefix cache; the embedded engine keeps nothing that a salt could part."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -77,7 +77,6 @@ class SocketSender(Sender[T]):
         self._sent = _NOT_YET
         self._failure: FilmrollError | None = None
         self._news = asyncio.Condition()
-        self._transmitting = asyncio.Lock()
         self._lent: list[zmq.MessageTracker] = []
         self._call_up(place)
 
@@ -95,7 +94,7 @@ class SocketSender(Sender[T]):
         except zmq.ZMQError as error:
             self._socket.close()
             raise TransportError("the stream's address cannot be used", private=f"{address}: {error}") from error
-        self._tasks = [asyncio.create_task(self._say_hello()), asyncio.create_task(self._listen())]
+        self._tasks = [asyncio.create_task(work) for work in (self._say_hello(), self._listen(), self._transmit())]
 
     @classmethod
     async def open(cls, place: str, codec: Codec[T], window: Window) -> SocketSender[T]:
@@ -110,7 +109,7 @@ class SocketSender(Sender[T]):
             if number >= self._held.acknowledged:
                 self._outbox[number] = parts
             self.sent_bytes += nbytes
-        await self._transmit()
+        await self._tell()
         return number
 
     async def settle(self) -> None:
@@ -121,9 +120,8 @@ class SocketSender(Sender[T]):
             raise TransportError(f"message {number} is on its way and cannot be withdrawn")
 
     async def move(self, place: str) -> None:
-        async with self._transmitting:
-            await self._hang_up()
-            self._call_up(place)
+        await self._hang_up()
+        self._call_up(place)
 
     async def close(self) -> None:
         await self._hang_up()
@@ -148,17 +146,21 @@ class SocketSender(Sender[T]):
         if self._failure is not None:
             raise self._failure.at()
 
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
     async def _transmit(self) -> None:
-        async with self._transmitting:
-            while self._sent < self.next:
-                number = self._sent
-                if number in self._outbox:
-                    frames = [self._key, b"message", self._session, *self._outbox[number]]
-                    lent = await self._socket.send_multipart(frames, copy=False, track=True)
-                    self._lent = [one for one in [*self._lent, lent] if not one.done]
-                # An answer that came meanwhile may have set it back.
-                if self._sent == number:
-                    self._sent += 1
+        while True:
+            await self._until(lambda: _NOT_YET < self._sent < self.next)
+            number = self._sent
+            if number in self._outbox:
+                frames = [self._key, b"message", self._session, *self._outbox[number]]
+                lent = await self._socket.send_multipart(frames, copy=False, track=True)
+                self._lent = [one for one in [*self._lent, lent] if not one.done]
+            # An answer that came meanwhile may have set it back.
+            if self._sent == number:
+                self._sent += 1
 
     async def _say_hello(self) -> None:
         window = self._held.window
@@ -177,10 +179,7 @@ class SocketSender(Sender[T]):
                     self._learn(unpack(frames[-1], State))
             except FilmrollError as error:
                 self._failure = error
-            async with self._news:
-                self._news.notify_all()
-            if self._failure is None and self._sent < self.next:
-                await self._transmit()
+            await self._tell()
 
     def _learn(self, state: State) -> None:
         if self._sent == _NOT_YET:
