@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from filmroll.cli_rollouts import rollouts_app
+from filmroll.cli_run import carry_out, roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
-
-if TYPE_CHECKING:
-    from filmroll.run.directory import RunDirectory
 
 app = typer.Typer(
     name="filmroll",
@@ -23,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(roles_app)
 app.add_typer(rollouts_app)
 app.add_typer(store_app)
 app.command(context_settings=MORE_FLAGS)(serve)
@@ -41,10 +40,7 @@ def train(
 ) -> None:
     """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
     from filmroll.run.config import help_text, load_config
-    from filmroll.run.directory import RunDirectory, newest_run
-    from filmroll.run.orchestrator import train as run_training
-    from filmroll.view.display import Display
-    from filmroll.view.report import write_report
+    from filmroll.run.directory import RunDirectory
 
     if "--help" in (str(config), *context.args) or (config is None and resume is None):
         typer.echo(f"{help_text()}\nfilmroll train --resume RUN goes on with a run from its last checkpoint.")
@@ -53,17 +49,9 @@ def train(
         if config is not None or context.args:
             raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
         run = RunDirectory.open(resume)
-        run.mend()
     else:
         run = RunDirectory.create(load_config(Path(str(config)), context.args))
-    settings = run.config()
-    control = newest_run(settings.run.control) if settings.run.control else None
-    with Display(settings, run.path) as display:
-        try:
-            run_training(settings, run, display.step, resume=resume is not None)
-        finally:
-            report = write_report(run.path, control=control)
-    typer.echo(display.conclusion(report))
+    carry_out(run, resume=resume is not None)
 
 
 @app.command()
@@ -85,40 +73,6 @@ def tiny_model(
     from filmroll.families.tiny import build_tiny_model
 
     typer.echo(build_tiny_model(folder, seed=seed))
-
-
-@app.command(hidden=True)
-def engine(run: RunFolder, name: str = "engine", seed: int = 0) -> None:
-    """The engine of a run."""
-    from filmroll.run.roles import run_engine
-
-    run_engine(_opened(run), name, seed)
-
-
-@app.command(hidden=True)
-def trainer(run: RunFolder, name: str = "trainer") -> None:
-    """The trainer of a run."""
-    from filmroll.run.roles import run_trainer
-
-    run_trainer(_opened(run), name)
-
-
-@app.command(hidden=True)
-def worker(run: RunFolder, name: str = "worker") -> None:
-    """The worker of a run, which plays episodes."""
-    from filmroll.run.roles import run_worker
-
-    run_worker(_opened(run), name)
-
-
-def _opened(run: Path) -> RunDirectory:
-    """The run's folder, for one of its processes: from now on it logs."""
-    import logging
-
-    from filmroll.run.directory import RunDirectory
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return RunDirectory.open(run)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -20,36 +21,14 @@ WORDS = 500
 """Characters of a last line that are quoted."""
 
 
-class Child:
-    """A child process, which leads a group of its own. Losing it is an error of whatever waits on it.
-
-    `last_line` tells the last line that it has printed, or nothing. `leash` is the file descriptor whose
-    closing tells it to end. It must have no pipe of asyncio's: with one, its end is noticed only when
-    nobody holds the pipe any longer, and that may be what it has left behind.
-    """
+class Watched(ABC):
+    """Something that runs under a name. Losing it is an error of whatever waits on it."""
 
     remedy = ""
 
-    def __init__(
-        self,
-        name: str,
-        process: asyncio.subprocess.Process,
-        last_line: Callable[[], str],
-        leash: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, exited: asyncio.Future[int]) -> None:
         self.name = name
-        self.pid = process.pid
-        self.exited = asyncio.create_task(self._exit())
-        self._process = process
-        self._last_line = last_line
-        self._leash = leash
-
-    async def _exit(self) -> int:
-        """Its status, once it has ended; what it had started and left behind ends with it."""
-        status = await self._process.wait()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        return status
+        self.exited = exited
 
     async def watch(self, work: Awaitable[T]) -> T:
         """The result of `work`, or a RunError as soon as the process is gone."""
@@ -63,12 +42,52 @@ class Child:
         problem = f"process {self.name} ended with status {self.exited.result()}{circumstance}"
         return RunError(problem, remedy=self.remedy, private=self.last_words())
 
+    @abstractmethod
+    def last_words(self) -> str:
+        """What it last said, if anything."""
+
+    @abstractmethod
+    def memory(self) -> int:
+        """Resident bytes of it and of the processes that it has started, 0 once it is gone."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Ask it to end; kill it if it does not."""
+
+
+class Child(Watched):
+    """A child process, which leads a group of its own.
+
+    `last_line` tells the last line that it has printed, or nothing. `leash` is the file descriptor whose
+    closing tells it to end. It must have no pipe of asyncio's: with one, its end is noticed only when
+    nobody holds the pipe any longer, and that may be what it has left behind.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        last_line: Callable[[], str],
+        leash: int | None = None,
+    ) -> None:
+        super().__init__(name, asyncio.create_task(self._exit()))
+        self.pid = process.pid
+        self._process = process
+        self._last_line = last_line
+        self._leash = leash
+
+    async def _exit(self) -> int:
+        """Its status, once it has ended; what it had started and left behind ends with it."""
+        status = await self._process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return status
+
     def last_words(self) -> str:
         line = self._last_line().strip()
         return f"it last said: {line[:WORDS]}" if line else "it said nothing"
 
     def memory(self) -> int:
-        """Resident bytes of it and of the processes that it has started, 0 once it is gone."""
         try:
             family = psutil.Process(self.pid)
             return sum(_resident(one) for one in (family, *family.children(recursive=True)))
@@ -76,7 +95,6 @@ class Child:
             return 0
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Ask it to end; kill it if it does not."""
         if self._leash is not None:
             os.close(self._leash)
             self._leash = None

@@ -20,6 +20,8 @@ from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
 from filmroll.render.markup import Typed
 from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
+from filmroll.run.network import read_network
+from filmroll.run.slurm_config import SlurmConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
 from filmroll.train.objective import LossConfig
@@ -130,6 +132,23 @@ class TransportConfig(Section):
         return Window(self.window_messages, self.window_mb << 20)
 
 
+class ClusterConfig(Section):
+    """The `[cluster]` section: processes of the run that find each other."""
+
+    network: str = "127.0.0.0/8"
+    """Where they listen: at their machine's address in this network, or `hostname`, the one that its name means."""
+    patience_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """Where they are started apart: how many seconds each waits for the others."""
+    silence_s: float = Field(default=30.0, ge=15, allow_inf_nan=False)
+    """Where they are started apart: one that has not been heard for so many seconds is lost."""
+
+    @field_validator("network")
+    @classmethod
+    def _readable(cls, network: str) -> str:
+        read_network(network)
+        return network
+
+
 class WarmupConfig(Section):
     """The `[warmup]` section: supervised steps on demonstrations, before reinforcement learning."""
 
@@ -200,6 +219,8 @@ class Config(BaseSettings):
     multimodal: MultimodalConfig = MultimodalConfig()
     render: RenderConfig = RenderConfig()
     transport: TransportConfig = TransportConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    slurm: SlurmConfig = SlurmConfig()
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()
     loss: LossConfig = LossConfig()

@@ -12,8 +12,9 @@ import psutil
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engines import Engines
-from filmroll.run.launch import Process, role_command
+from filmroll.run.gate import opened_gate
 from filmroll.run.learner import Learner
+from filmroll.run.member import Here, Member, Starter, engine_names
 from filmroll.run.players import Players
 
 
@@ -34,20 +35,24 @@ class Crew:
         return memory(self.players.engines.memory(), self.learner.process, self.players.worker)
 
 
-def memory(engines: dict[str, int], *processes: Process) -> dict[str, int]:
+def memory(engines: dict[str, int], *processes: Member) -> dict[str, int]:
     """Resident bytes of this process, the engines and others."""
     own = int(psutil.Process(os.getpid()).memory_info().rss)
     return {"orchestrator": own, **engines, **{process.name: process.memory() for process in processes}}
 
 
 @asynccontextmanager
-async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
-    """The run's processes, started together and ended together."""
+async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]:
+    """The run's processes, started and ended together; `apart`, those that come by themselves, sent away together."""
     async with AsyncExitStack() as stack:
         config = run.config()
-        engines = await started_engines(run, config, stack)
-        trainer = await started("trainer", run, stack)
-        players, learner = Players(engines, await started("worker", run, stack)), Learner(config, trainer)
+        starter: Starter = Here(run, config)
+        if apart:
+            names = [*engine_names(config), "trainer", "worker"]
+            starter = await stack.enter_async_context(opened_gate(run, config, names))
+        engines = await started_engines(run, config, starter, stack)
+        trainer = await started("trainer", starter, stack)
+        players, learner = Players(engines, await started("worker", starter, stack)), Learner(config, trainer)
         await asyncio.gather(players.connect(), learner.connect())
         stack.push_async_callback(players.close)
         stack.push_async_callback(learner.close)
@@ -58,22 +63,23 @@ async def crew(run: RunDirectory) -> AsyncIterator[Crew]:
 async def learner_alone(run: RunDirectory) -> AsyncIterator[Learner]:
     """A run's trainer, where nothing is sampled."""
     async with AsyncExitStack() as stack:
-        learner = Learner(run.config(), await started("trainer", run, stack))
+        config = run.config()
+        learner = Learner(config, await started("trainer", Here(run, config), stack))
         await learner.connect()
         stack.push_async_callback(learner.close)
         yield learner
 
 
-async def started_engines(run: RunDirectory, config: Config, stack: AsyncExitStack) -> Engines:
+async def started_engines(run: RunDirectory, config: Config, starter: Starter, stack: AsyncExitStack) -> Engines:
     """The run's engines, being started; they end with the stack."""
-    engines = Engines(run, config)
+    engines = Engines(run, config, starter)
     stack.push_async_callback(engines.stop)
     await engines.start()
     return engines
 
 
-async def started(role: str, run: RunDirectory, stack: AsyncExitStack) -> Process:
+async def started(role: str, starter: Starter, stack: AsyncExitStack) -> Member:
     """A process of this role, being started; it ends with the stack."""
-    process = await Process.start(role, role_command(role, run, role), run)
+    process = await starter.start(role, 0)
     stack.push_async_callback(process.stop)
     return process

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 from filmroll.run.engine_config import EngineConfig
+from filmroll.run.network import own_address
 from filmroll.store import HttpSources, Limits, Store, open_store
 from filmroll.store.ingest.sources import path_of
 from filmroll.store.keys import named_object
 from filmroll.store.nowhere import URL as INLINE_URL
+
+RUN_ID = "${RUN_ID}"
+"""Stands for the run's name in a configured path."""
 
 
 class RunDirectory:
@@ -47,20 +52,46 @@ class RunDirectory:
         """A new folder for this configuration; an existing run is never written over."""
         wanted = resolve(config.run.directory)
         for number in range(1, 10_000):
-            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise RunError(f"the run's folder {path} cannot be made: {error.strerror}") from error
-            run = cls(path)
-            for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
-                folder.mkdir()
-            run._name_manifest()
-            run.config_file.write_text(_resolved(config, path).model_dump_json(indent=2))
-            return run
+            run = cls._begun(wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}"), config)
+            if run is not None:
+                return run
         raise RunError(f"there are too many runs named {wanted.name}", remedy="Choose another run.directory")
+
+    @classmethod
+    def at(cls, config: Config) -> RunDirectory:
+        """Exactly the folder that is configured: a new one, or that of a run with this very configuration."""
+        path = fixed_place(config)
+        return cls._begun(path, config) or cls.same(path, config)
+
+    @classmethod
+    def same(cls, path: Path, config: Config) -> RunDirectory:
+        """The folder of a run that was begun with this configuration; with another, it is a ConfigError."""
+        run = cls.open(path)
+        theirs, ours = run.config().model_dump(), _resolved(config, run.path).model_dump()
+        if other := list(_differences(theirs, ours)):
+            raise ConfigError(
+                f"the run in {path} is configured otherwise: {'; '.join(other)}",
+                remedy="Give the file and the flags that it was begun with, or name another folder",
+            )
+        return run
+
+    @classmethod
+    def _begun(cls, path: Path, config: Config) -> RunDirectory | None:
+        """A new folder there, whole once it has its configuration; None if there is one."""
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise RunError(f"the run's folder {path} cannot be made: {error.strerror}") from error
+        run = cls(path)
+        for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
+            folder.mkdir()
+        run._name_manifest()
+        draft = run.config_file.with_suffix(".partial")
+        draft.write_text(_resolved(config, path).model_dump_json(indent=2))
+        draft.rename(run.config_file)
+        return run
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -69,6 +100,11 @@ class RunDirectory:
         if not run.config_file.is_file():
             raise ConfigError(f"{path} is not the folder of a run", remedy="It would hold a config.json")
         return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been done in it."""
+        return self.events_file.exists()
 
     def mend(self) -> None:
         """Clear away what a kill has left: a torn last line, and folders that were never finished."""
@@ -113,8 +149,10 @@ class RunDirectory:
         )
 
     def samples_place(self, config: Config) -> str:
-        """Where the trainer waits for samples: on this machine, or in this folder."""
-        return "tcp://127.0.0.1" if config.transport.kind == "zmq" else str(self.samples)
+        """Where the trainer waits for samples: at its machine's address, or in this folder."""
+        if config.transport.kind == "files":
+            return str(self.samples)
+        return f"tcp://{own_address(config.cluster.network)}"
 
     def steps_noted(self) -> int:
         """How many steps, of both phases, have a row in the metrics."""
@@ -155,6 +193,17 @@ class RunDirectory:
         draft = self.manifest_file.with_name(".manifest")
         draft.write_text(f"{name or 'run'}-{secrets.token_hex(4)}\n")
         draft.replace(self.manifest_file)
+
+
+def fixed_place(config: Config) -> Path:
+    """The configured folder, where it is the same one whoever asks."""
+    wanted = config.run.directory
+    if RUN_ID in wanted and not os.environ.get("RUN_ID"):
+        raise ConfigError(
+            f"run.directory {wanted!r} is another folder for each process that asks, because RUN_ID is not set",
+            remedy="Give --run FOLDER, or set RUN_ID to the same name for all",
+        )
+    return resolve(wanted)
 
 
 def newest_run(path: str) -> Path | None:
@@ -208,9 +257,19 @@ def resolve(path: str, *, run_id: str | None = None) -> Path:
 
 
 def _with_run_id(text: str, run_id: str | None) -> str:
-    if "${RUN_ID}" not in text:
+    if RUN_ID not in text:
         return text
-    return text.replace("${RUN_ID}", run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S"))
+    return text.replace(RUN_ID, run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str = "") -> Iterator[str]:
+    """The fields in which two configurations differ, with both values."""
+    for name in {**theirs, **ours}:
+        one, other = theirs.get(name), ours.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{section}{name}.")
+        elif one != other:
+            yield f"{section}{name} is {one!r} there and {other!r} here"
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

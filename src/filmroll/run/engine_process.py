@@ -12,8 +12,9 @@ from filmroll.run.child import leashed
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import VllmEngineConfig
-from filmroll.run.health import LOOPBACK, free_port, until_healthy, url_of
+from filmroll.run.health import free_port, until_healthy, url_of
 from filmroll.run.launch import Process, announce, role_command
+from filmroll.run.network import own_address
 from filmroll.run.roles import MiB, model_dir, model_name
 
 VLLM_PATIENCE = 1800.0
@@ -30,7 +31,7 @@ async def start_engine(name: str, run: RunDirectory, config: Config, seed: int) 
 def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, seed: int) -> VllmServer:
     """vLLM's server as the run's configuration asks for it, at a port that is free now."""
     check_flags(engine.flags)
-    chosen = config.multimodal
+    chosen, host = config.multimodal, own_address(config.cluster.network)
     told = Settings(
         store=run.store_url(config),
         store_cache=chosen.cache or None,
@@ -46,8 +47,8 @@ def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, see
         executable=find_vllm(engine.command),
         model=str(model_dir(run, config)),
         name=model_name(config),
-        host=LOOPBACK,
-        port=free_port(),
+        host=host,
+        port=free_port(host),
         told=told,
         seed=seed,
         flags=("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_batch), *engine.flags),

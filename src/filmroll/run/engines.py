@@ -20,8 +20,7 @@ from filmroll.rollout.client import EngineClient
 from filmroll.run.child import race
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.engine_process import start_engine
-from filmroll.run.launch import Process
+from filmroll.run.member import Member, Starter, engine_names
 from filmroll.run.switchboard import Connect
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ Tell = Callable[[Connect], Awaitable[None]]
 class _Engine:
     """An engine that can be asked."""
 
-    process: Process
+    process: Member
     url: str
     client: EngineClient
 
@@ -53,13 +52,13 @@ class _Engine:
 class Engines:
     """Started together, looked after one by one, ended together."""
 
-    def __init__(self, run: RunDirectory, config: Config) -> None:
-        number = config.engine.replicas
-        self.names = ["engine"] if number == 1 else [f"engine-{one}" for one in range(number)]
+    def __init__(self, run: RunDirectory, config: Config, starter: Starter) -> None:
+        self.names = engine_names(config)
         self.restarts = 0
         self._run = run
         self._config = config
-        self._processes: dict[str, Process] = {}
+        self._starter = starter
+        self._processes: dict[str, Member] = {}
         self._there: dict[str, _Engine] = {}
         self._version: int | None = None
         self._alone = asyncio.Lock()
@@ -130,9 +129,7 @@ class Engines:
                 self._run.event("engine_restarted", engine=name, version=self._version, seconds=seconds)
 
     async def _start(self, name: str) -> None:
-        self._processes[name] = await start_engine(
-            name, self._run, self._config, self._config.seed + next(self._starts)
-        )
+        self._processes[name] = await self._starter.start(name, self._config.seed + next(self._starts))
 
     async def _join(self, name: str) -> None:
         """Wait until it can be asked, bring it to the newest weights, and let it be asked."""

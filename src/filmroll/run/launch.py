@@ -56,12 +56,12 @@ class Process(Child):
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""
-        file, latest = _announcement(self.run, self.name), time.monotonic() + _PATIENCE
-        while not file.exists():
+        latest = time.monotonic() + _PATIENCE
+        while (endpoint := announced(self.run, self.name)) is None:
             if time.monotonic() > latest:
                 raise RunError(f"process {self.name} is not ready after {_PATIENCE:.0f} s", private=self.last_words())
             await self.watch(asyncio.sleep(_POLL))
-        return msgspec.json.decode(file.read_bytes(), type=Announcement).endpoint
+        return endpoint
 
     def last_words(self) -> str:
         return f"{super().last_words()}; log: {self.log}"
@@ -73,7 +73,7 @@ class Process(Child):
 
 def role_command(role: str, run: RunDirectory, name: str) -> list[str]:
     """What starts a process of this role."""
-    return [sys.executable, "-m", "filmroll", role, str(run.path), "--name", name]
+    return [sys.executable, "-m", "filmroll", "role", role, str(run.path), "--name", name]
 
 
 def announce(run: RunDirectory, name: str, endpoint: str, pid: int | None = None) -> None:
@@ -86,6 +86,21 @@ def announce(run: RunDirectory, name: str, endpoint: str, pid: int | None = None
     draft.touch(mode=0o600)
     draft.write_bytes(msgspec.json.encode(Announcement(pid or os.getpid(), endpoint)))
     draft.rename(file)
+
+
+def announced(run: RunDirectory, name: str) -> str | None:
+    """Where that process listens, if it has said so."""
+    try:
+        said = _announcement(run, name).read_bytes()
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(said, type=Announcement).endpoint
+
+
+def withdraw(run: RunDirectory, name: str, endpoint: str) -> None:
+    """Say that nobody listens there any more, unless somebody else does by now."""
+    if announced(run, name) == endpoint:
+        _announcement(run, name).unlink(missing_ok=True)
 
 
 def end_with_starter() -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from filmroll.errors import RunError
 from filmroll.run.config import Config
-from filmroll.run.launch import Process
+from filmroll.run.member import Member
 from filmroll.run.roles import codec
 from filmroll.train.step import Ask, Measure, Measured, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Learner:
     """A trainer that is alive."""
 
-    def __init__(self, config: Config, process: Process) -> None:
+    def __init__(self, config: Config, process: Member) -> None:
         self.process = process
         self._config = config
         self._caller: Caller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from filmroll.errors import FilmrollError, RunError
@@ -54,8 +56,39 @@ class Gathered:
         return [played for group in self.groups for played in group]
 
 
-def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False) -> None:
-    """Run the configured training to its end, in this process and those it starts."""
+@dataclass(slots=True)
+class Ending:
+    """How a run is told to end. SIGTERM ends it at once; `soon` after the step that is under way, with a checkpoint."""
+
+    soon: bool = False
+    now: bool = False
+
+    def end(self, work: asyncio.Future[Any]) -> None:
+        self.now = True
+        work.cancel()
+
+    def listen(self) -> None:
+        """From now on SIGUSR1 means soon."""
+
+        def hear(_signal: int, _frame: FrameType | None) -> None:
+            self.soon = True
+
+        signal.signal(signal.SIGUSR1, hear)
+
+
+def train(
+    config: Config,
+    run: RunDirectory,
+    observe: Observer,
+    *,
+    resume: bool = False,
+    apart: bool = False,
+    ending: Ending | None = None,
+) -> bool:
+    """Run the configured training in this process and those it starts, or with `apart` those that come by themselves.
+
+    Returns whether it has reached its end: False where it was told to end soon.
+    """
     run.event("resumed" if resume else "started", chance=config.environment.chance)
     try:
         launched_variables(run, config)
@@ -64,11 +97,12 @@ def train(config: Config, run: RunDirectory, observe: Observer, *, resume: bool 
         # Said here, a wrong model or option is one clear error; said by a process, it would be a process that ended.
         load_family(model_dir(run, config))
         check_options(model_dir(run, config), config.render.options)
-        asyncio.run(_train(config, run, observe))
+        whole = asyncio.run(_train(config, run, observe, apart, ending or Ending()))
     except BaseException as error:
         run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
         raise
-    run.event("finished")
+    run.event("finished" if whole else "stopped")
+    return whole
 
 
 def _build_tiny_model(folder: Path, seed: int) -> None:
@@ -79,12 +113,23 @@ def _build_tiny_model(folder: Path, seed: int) -> None:
         raise RunError("the tiny model could not be built", private=done.stderr.strip()[-2000:])
 
 
-async def _train(config: Config, run: RunDirectory, observe: Observer) -> None:
-    async with crew(run) as hands:
+async def _train(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> bool:
+    working = asyncio.ensure_future(_work(config, run, observe, apart, ending))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.end, working)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if not ending.now:
+            raise
+        raise RunError("the run was ended by SIGTERM", remedy="It can go on from its last checkpoint") from None
+
+
+async def _work(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> bool:
+    async with crew(run, apart=apart) as hands:
         progress = await hands.learner.restore()
         run.event("restored", warmup=progress.warmup, rl=progress.rl)
-        orchestrator = Orchestrator(config, run, hands, observe)
-        await orchestrator.go(await orchestrator.catch_up(progress))
+        orchestrator = Orchestrator(config, run, hands, observe, ending)
+        return await orchestrator.go(await orchestrator.catch_up(progress))
 
 
 class Orchestrator:
@@ -95,11 +140,12 @@ class Orchestrator:
     episodes and the same policy. What is sampled in them is drawn anew.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, hands: Crew, observe: Observer) -> None:
+    def __init__(self, config: Config, run: RunDirectory, hands: Crew, observe: Observer, ending: Ending) -> None:
         self._config = config
         self._run = run
         self._hands = hands
         self._observe = observe
+        self._ending = ending
         self._restarts = 0
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
@@ -129,19 +175,24 @@ class Orchestrator:
             self._run.event("caught_up", warmup=progress.warmup, rl=progress.rl)
         return progress
 
-    async def go(self, progress: Progress) -> None:
-        """Version n is the policy after n updates; the warm-up's result is version 0."""
+    async def go(self, progress: Progress) -> bool:
+        """Version n is the policy after n updates; the warm-up's result is version 0. False if it was told to end."""
         warmup, rl = self._config.warmup, self._config.rl
         async with aclosing(played_ahead(self._demonstrations, progress.warmup, warmup.steps, True)) as shown:
             async for step, played, started in shown:
                 await self._warmup_step(step, played, started)
                 progress = Progress(step + 1)
                 await self._save(progress)
+                if self._ending.soon:
+                    return False
         await self._hands.publish(progress.version)
         async with aclosing(played_ahead(self._gather, progress.rl, rl.steps, rl.ahead)) as gathered:
             async for _, rollouts, started in gathered:
                 progress = await self._rl_step(progress, rollouts, started)
                 await self._save(progress)
+                if self._ending.soon and progress.rl < rl.steps:
+                    return False
+        return True
 
     async def _demonstrations(self, step: int) -> list[Played]:
         tasks = [self._task("warmup", step, number, 0) for number in range(self._config.warmup.batch_size)]
@@ -237,7 +288,7 @@ class Orchestrator:
         done, total = progress.warmup + progress.rl, self._config.warmup.steps + self._config.rl.steps
         due = done % self._config.run.checkpoint_every == 0 or done == total
         # What is saved need not be kept in the stream any longer.
-        if due or self._hands.learner.samples.crowded:
+        if due or self._ending.soon or self._hands.learner.samples.crowded:
             await self._hands.learner.save(progress)
             self._run.event("checkpoint", warmup=progress.warmup, rl=progress.rl)
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.engines import Engines
-from filmroll.run.launch import Process
+from filmroll.run.member import Member
 from filmroll.run.roles import Nothing
 from filmroll.run.switchboard import Connect
 from filmroll.wire.channel import Caller
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Players:
     """Engines and a worker, all alive."""
 
-    def __init__(self, engines: Engines, worker: Process) -> None:
+    def __init__(self, engines: Engines, worker: Member) -> None:
         self.engines = engines
         self.worker = worker
         self._caller: Caller

@@ -19,6 +19,7 @@ from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import EmbeddedEngineConfig
 from filmroll.run.launch import announce, end_with_starter
+from filmroll.run.network import own_address
 from filmroll.run.switchboard import Connect, Switchboard
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
@@ -47,6 +48,7 @@ def run_engine(run: RunDirectory, name: str, seed: int) -> None:
         run.open_store(config),
         run.weights,
         name=model_name(config),
+        host=own_address(config.cluster.network),
         on_ready=lambda url: announce(run, name, url),
         threads=config.engine.threads,
         max_batch=config.engine.max_batch,
@@ -86,7 +88,8 @@ async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
             "connect": (Connect, connect),
             "rollout": (RolloutTask, worker.rollout),
             "demonstrate": (RolloutTask, worker.demonstrate),
-        }
+        },
+        host=own_address(config.cluster.network),
     )
     announce(run, name, listener.endpoint)
     await listener.serve()
@@ -115,7 +118,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
         reference=_reference(run, config, family),
         may_miss=config.multimodal.may_miss,
     )
-    listener = Listener(service.handlers())
+    listener = Listener(service.handlers(), host=own_address(config.cluster.network))
     announce(run, name, listener.endpoint)
     await listener.serve()
 

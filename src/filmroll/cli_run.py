@@ -1,0 +1,180 @@
+"""Runs, whole, or each of their processes alone, on this machine or on others."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from filmroll.errors import ConfigError
+
+if TYPE_CHECKING:
+    from filmroll.run.config import Config
+    from filmroll.run.directory import RunDirectory
+
+STOPPED = 75
+"""The status of a run that was told to end soon, and did, at a checkpoint: it is to be started again (EX_TEMPFAIL)."""
+
+roles_app = typer.Typer()
+FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+File = Annotated[Path | None, typer.Argument(help="The run's TOML file.")]
+Folder = Annotated[Path | None, typer.Option(help="The run's folder, which all machines share.")]
+
+
+@roles_app.command(context_settings=FLAGS)
+def orchestrator(context: typer.Context, config: File = None, run: Folder = None) -> None:
+    """Lead a run whose engines, trainer and worker are started apart, with the same file and flags.
+
+    A run that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step
+    that is under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
+    """
+    _log()
+    found = _run(config, run, context.args)
+    carry_out(found, resume=found.begun, apart=True)
+
+
+@roles_app.command(context_settings=FLAGS)
+def engine(
+    context: typer.Context,
+    config: File = None,
+    run: Folder = None,
+    name: Annotated[str, typer.Option(help="engine-0, engine-1, ... where there are several.")] = "engine",
+) -> None:
+    """One of a run's engines, for as long as its orchestrator lives; started before it or after it."""
+    _join("engine", name, config, run, context.args)
+
+
+@roles_app.command(context_settings=FLAGS)
+def trainer(context: typer.Context, config: File = None, run: Folder = None) -> None:
+    """A run's trainer, for as long as its orchestrator lives; started before it or after it."""
+    _join("trainer", "trainer", config, run, context.args)
+
+
+@roles_app.command(context_settings=FLAGS)
+def worker(context: typer.Context, config: File = None, run: Folder = None) -> None:
+    """A run's worker, which plays episodes, for as long as its orchestrator lives; started before it or after it."""
+    _join("worker", "worker", config, run, context.args)
+
+
+@roles_app.command(context_settings=FLAGS)
+def slurm(
+    context: typer.Context,
+    config: File = None,
+    run: Folder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the script and submit nothing.")] = False,
+) -> None:
+    """Train as a SLURM job, as [slurm] says: writes job.sh into the run's folder and submits it.
+
+    --run alone submits a run again that has ended before its end.
+    """
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.slurm import submit, write_job
+
+    if config is not None and run is None:
+        found = RunDirectory.create(_loaded(config, run, context.args))
+    else:
+        found = _run(config, run, context.args)
+    script = write_job(found, found.config())
+    typer.echo(script)
+    if not dry_run:
+        typer.echo(f"job {submit(script)}; log: {found.logs}/slurm-*.log")
+
+
+@roles_app.command(hidden=True)
+def role(
+    role: Annotated[str, typer.Argument(help="engine, trainer or worker.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    name: Annotated[str, typer.Option(help="Its name in the run.")],
+    seed: int = 0,
+) -> None:
+    """What such a process does, for whoever holds its standard input open."""
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.roles import run_engine, run_trainer, run_worker
+
+    _log()
+    opened = RunDirectory.open(run)
+    if role == "engine":
+        run_engine(opened, name, seed)
+    elif role == "trainer":
+        run_trainer(opened, name)
+    else:
+        run_worker(opened, name)
+
+
+def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
+    """Train in this folder and write the report; what was told to end soon exits with a status of its own."""
+    from filmroll.run.directory import newest_run
+    from filmroll.run.orchestrator import Ending, train
+    from filmroll.view.display import Display
+    from filmroll.view.report import write_report
+
+    ending = Ending()
+    ending.listen()
+    if resume:
+        run.mend()
+    settings = run.config()
+    control = newest_run(settings.run.control) if settings.run.control else None
+    with Display(settings, run.path) as display:
+        try:
+            whole = train(settings, run, display.step, resume=resume, apart=apart, ending=ending)
+        finally:
+            report = write_report(run.path, control=control)
+    if not whole:
+        again = "orchestrator --run" if apart else "train --resume"
+        typer.echo(f"stopped at a checkpoint; `filmroll {again} {run.path}` goes on")
+        raise typer.Exit(STOPPED)
+    typer.echo(display.conclusion(report))
+
+
+def _run(config: Path | None, run: Path | None, flags: list[str]) -> RunDirectory:
+    """The run that is meant, with a folder of its own from now on."""
+    from filmroll.run.directory import RunDirectory
+
+    if config is None:
+        return RunDirectory.open(_named(run, flags))
+    return RunDirectory.at(_loaded(config, run, flags))
+
+
+def _join(role: str, name: str, config: Path | None, run: Path | None, flags: list[str]) -> None:
+    from filmroll.run.directory import fixed_place
+    from filmroll.run.join import join, there_will_be
+    from filmroll.run.member import engine_names
+
+    _log()
+    if config is None:
+        found = there_will_be(_named(run, flags), None)
+    else:
+        loaded = _loaded(config, run, flags)
+        found = there_will_be(fixed_place(loaded), loaded)
+    settings = found.config()
+    names = engine_names(settings) if role == "engine" else [role]
+    if name not in names:
+        raise ConfigError(f"this run has no {role} named {name!r}", remedy=f"Choose --name of {', '.join(names)}")
+    join(found, settings, name)
+
+
+def _loaded(config: Path, run: Path | None, flags: list[str]) -> Config:
+    """The file's configuration, whose run is in the folder that is given, if one is."""
+    from filmroll.run.config import load_config
+
+    if str(config).startswith("-"):
+        raise ConfigError(
+            f"{config} stands where the TOML file should", remedy="Name the file first; with --run alone, give no flag"
+        )
+    return load_config(config, [*flags, *(() if run is None else ("--run.directory", str(run)))])
+
+
+def _named(run: Path | None, flags: list[str]) -> Path:
+    """The folder of a run that has its configuration in it, so that no file and no flag is needed."""
+    if run is None:
+        raise ConfigError("it is not said which run is meant", remedy="Name its TOML file, or its folder with --run")
+    if flags:
+        raise ConfigError(f"{flags[0]!r} cannot be changed for a run that has begun", remedy="Give --run alone")
+    return run
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

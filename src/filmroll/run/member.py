@@ -1,0 +1,72 @@
+"""What the orchestrator knows of a process of the run, and who starts one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+from filmroll.errors import RunError
+from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.engine_process import start_engine
+from filmroll.run.launch import Process, role_command
+
+T = TypeVar("T")
+
+
+class Member(Protocol):
+    """An engine, a trainer or a worker, on this machine or another."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exited(self) -> asyncio.Future[int]:
+        """Its status, once it is gone."""
+
+    async def watch(self, work: Awaitable[T]) -> T:
+        """The result of `work`, or a RunError as soon as the process is gone."""
+
+    def lost(self, circumstance: str = "") -> RunError:
+        """What to raise once it is gone."""
+
+    async def endpoint(self) -> str:
+        """Where it can be spoken to, once it can be."""
+
+    def memory(self) -> int:
+        """Resident bytes."""
+
+    async def stop(self) -> None:
+        """Return once it has ended."""
+
+
+class Starter(Protocol):
+    """Whoever starts the processes of a run."""
+
+    async def start(self, name: str, seed: int) -> Member:
+        """The process of that name, which may not be there yet. The seed is an engine's."""
+
+
+class Here:
+    """Starts them on this machine."""
+
+    def __init__(self, run: RunDirectory, config: Config) -> None:
+        self._run = run
+        self._config = config
+
+    async def start(self, name: str, seed: int) -> Process:
+        role = role_of(name)
+        if role == "engine":
+            return await start_engine(name, self._run, self._config, seed)
+        return await Process.start(name, role_command(role, self._run, name), self._run)
+
+
+def engine_names(config: Config) -> list[str]:
+    number = config.engine.replicas
+    return ["engine"] if number == 1 else [f"engine-{one}" for one in range(number)]
+
+
+def role_of(name: str) -> str:
+    """`engine` for `engine-1`."""
+    return name.partition("-")[0]

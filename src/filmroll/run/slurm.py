@@ -1,0 +1,135 @@
+"""A run as a SLURM job: one script that starts the orchestrator and every other process as a step of its own.
+
+The script knows its nodes only when it runs; what goes to which of them is decided here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from filmroll.errors import ConfigError, RunError
+from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.member import engine_names
+from filmroll.run.network import read_network
+from filmroll.run.variables import launched_variables
+
+SCRIPT = "job.sh"
+"""The script's name in the run's folder."""
+_BODY = (Path(__file__).parent / "slurm.sh").read_text()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A process of the run, the node that it goes to, and the GPUs that it sees there, by number."""
+
+    role: str
+    name: str
+    node: int
+    gpus: range
+
+
+def layout(config: Config) -> list[Step]:
+    """Every process but the orchestrator. On each node the trainer has the first GPUs and engines the next ones."""
+    chosen = config.slurm
+    taken = dict.fromkeys(range(chosen.nodes), 0)
+
+    def step(role: str, name: str, node: int, gpus: int) -> Step:
+        if node not in taken:
+            raise ConfigError(
+                f"{name} is to be on node {node}, but the job's nodes are 0 to {chosen.nodes - 1}",
+                remedy="See slurm.nodes and the nodes of each role",
+            )
+        first = taken[node]
+        taken[node] = last = first + (gpus if chosen.gpus_per_node else 0)
+        if last > chosen.gpus_per_node:
+            raise ConfigError(
+                f"{name} would need GPU {last} of node {node}, which has {chosen.gpus_per_node}",
+                remedy="See slurm.gpus_per_node, slurm.engine_gpus, slurm.engine_nodes and engine.replicas",
+            )
+        return Step(role, name, node, range(first, last))
+
+    others = tuple(node for node in taken if node != chosen.trainer_node)
+    places = chosen.engine_nodes or others or (chosen.trainer_node,)
+    steps = [step("trainer", "trainer", chosen.trainer_node, 1)]
+    for number, name in enumerate(engine_names(config)):
+        steps.append(step("engine", name, places[number % len(places)], chosen.engine_gpus))
+    return [*steps, step("worker", "worker", chosen.worker_node, 0)]
+
+
+def job_script(run: RunDirectory, config: Config) -> str:
+    """The script that sbatch is given."""
+    network = read_network(config.cluster.network)
+    if config.slurm.nodes > 1 and network is not None and network.is_loopback:
+        raise ConfigError(
+            f"the job has {config.slurm.nodes} nodes, and cluster.network {config.cluster.network} does not join them",
+            remedy='Set cluster.network to "hostname", or to the network of the nodes such as 10.0.0.0/16',
+        )
+    launched_variables(run, config)
+    directives = "\n".join(f"#SBATCH {one}" for one in _directives(run, config))
+    starts = "\n".join(_start(one, config) for one in layout(config))
+    parts = {
+        "@DIRECTIVES@": directives,
+        "@RUN@": shlex.quote(str(run.path)),
+        "@FOLDER@": shlex.quote(str(Path.cwd())),
+        "@PYTHON@": shlex.quote(sys.executable),
+        "@SETUP@": "\n".join(config.slurm.setup) or ":",
+        "@STEPS@": starts,
+    }
+    text = _BODY
+    for name, value in parts.items():
+        text = text.replace(name, value)
+    return text
+
+
+def write_job(run: RunDirectory, config: Config) -> Path:
+    """Write the script into the run's folder."""
+    script = run.path / SCRIPT
+    script.write_text(job_script(run, config))
+    script.chmod(0o755)
+    return script
+
+
+def submit(script: Path) -> str:
+    """Hand the script to SLURM; returns the job's number."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own script
+            ["sbatch", "--parsable", str(script)],  # noqa: S607 - SLURM's own, wherever it is installed
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise RunError("there is no sbatch on this machine", remedy=f"Submit {script} where there is one") from error
+    if done.returncode:
+        raise RunError(f"sbatch refused {script}: {done.stderr.strip()}", remedy="See the [slurm] section")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _directives(run: RunDirectory, config: Config) -> list[str]:
+    chosen = config.slurm
+    log = str(run.logs / "slurm").replace("%", "%%")
+    wanted = {
+        "job-name": run.manifest_name(),
+        "partition": chosen.partition,
+        "account": chosen.account,
+        "time": chosen.time,
+        "nodes": str(chosen.nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(chosen.cpus_per_node or ""),
+        "gpus-per-node": str(chosen.gpus_per_node or ""),
+        "signal": f"B:USR1@{chosen.warn_s}" if chosen.warn_s else "",
+        "output": f'"{log}-%j.log"',
+        "open-mode": "append",
+    }
+    whole = () if chosen.cpus_per_node else ("--exclusive",)
+    return [*(f"--{name}={value}" for name, value in wanted.items() if value), *whole, "--requeue", *chosen.lines]
+
+
+def _start(step: Step, config: Config) -> str:
+    """The line that starts it. A dash means that GPUs are not spoken of, because nodes have none."""
+    numbers = ",".join(map(str, step.gpus)) or "none" if config.slurm.gpus_per_node else "-"
+    named = f" --name {step.name}" if step.role == "engine" else ""
+    return f"step {step.name} {step.node} {numbers} {step.role}{named} &"

@@ -1,0 +1,304 @@
+"""The processes of a run started apart, as on several machines: in any order, lost, ended, and started again."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from filmroll.errors import ConfigError, RunError
+from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.gate import ORCHESTRATOR, Pulse, Wanted, opened_gate
+from filmroll.run.launch import announce, announced
+from filmroll.run.network import own_address
+from filmroll.wire.channel import Caller
+from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
+
+LOOPBACK = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    subprocess.run(command("tiny-model", str(folder)), check=True, capture_output=True, timeout=200)
+    return folder
+
+
+class Cluster:
+    """The processes of one run, each started by itself as a person would."""
+
+    def __init__(self, tmp_path, model, *flags):
+        self.folder = tmp_path / "run"
+        self.flags = ["--run", str(self.folder), "--model", str(model), "--engine.replicas", "2", *SMALL, *flags]
+        self.flags += ["--cluster.patience_s", "100", "--cluster.silence_s", "15"]
+        self.started = []
+
+    def start(self, *role):
+        process = subprocess.Popen(
+            command(*role, str(EXAMPLE), *self.flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.started.append(process)
+        return process
+
+    def start_all_but(self, *names):
+        others = [("trainer",), ("worker",), ("engine", "--name", "engine-0"), ("engine", "--name", "engine-1")]
+        return {role[-1]: self.start(*role) for role in others if role[-1] not in names}
+
+    def events(self, kind):
+        file = self.folder / "events.jsonl"
+        every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [event for event in every if event["kind"] == kind]
+
+    def pid(self, name):
+        return json.loads((self.folder / "processes" / f"{name}.json").read_text())["pid"]
+
+    def steps(self):
+        return len(rows(self.folder)) if (self.folder / "metrics.jsonl").exists() else 0
+
+
+@contextmanager
+def cluster(tmp_path, model, *flags):
+    made = Cluster(tmp_path, model, *flags)
+    try:
+        yield made
+    finally:
+        left = [process for process in made.started if process.poll() is None]
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.communicate(timeout=60)
+
+
+def said(process, seconds=120):
+    text, _ = process.communicate(timeout=seconds)
+    return text
+
+
+def nobody_is_left(folder):
+    gone = [json.loads(path.read_text())["pid"] for path in (folder / "processes").glob("*.json")]
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in gone), 30)
+
+
+def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp_path, model):
+    """An engine's process is killed, then whoever had come for the other one, with all that it had."""
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
+        others = run.start_all_but("engine-1", "trainer")
+        orchestrator = run.start("orchestrator")
+        wait_until(lambda: len(run.events("joined")) == 2)
+        others["trainer"] = run.start("trainer")
+        lost = run.start("engine", "--name", "engine-1")
+        wait_until(lambda: run.steps() >= 3)
+        os.kill(run.pid("engine-0"), signal.SIGKILL)
+        wait_until(lambda: run.events("engine_restarted"))
+        lost.kill()
+        lost.communicate(timeout=20)
+        others["engine-1"] = run.start("engine", "--name", "engine-1")
+        wait_until(lambda: len(run.events("engine_restarted")) == 2)
+
+        orchestrator.send_signal(signal.SIGUSR1)
+        assert orchestrator.wait(timeout=100) == 75, said(orchestrator)
+        for name, process in others.items():
+            assert "the run has ended" in said(process), name
+            assert process.returncode == 0
+        died = [(event["engine"], event["error"]) for event in run.events("engine_died")]
+        assert [name for name, _ in died] == ["engine-0", "engine-1"]
+        assert "status -9" in died[0][1]
+        done = [row["version"] for row in rows(run.folder, "rl")]
+        assert done == list(range(1, len(done) + 1))
+        assert not (run.folder / "processes" / f"{ORCHESTRATOR}.json").exists()
+        nobody_is_left(run.folder)
+
+
+def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, model):
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "30", "--run.checkpoint_every", "1000") as run:
+        others, orchestrator = run.start_all_but(), run.start("orchestrator")
+        wait_until(lambda: run.steps() >= 4)
+        orchestrator.send_signal(signal.SIGUSR1)
+        text = said(orchestrator)
+        assert orchestrator.returncode == 75
+        assert f"filmroll orchestrator --run {run.folder}" in text
+        assert all(process.wait(timeout=60) == 0 for process in others.values())
+        assert run.events("stopped")
+        done = run.steps()
+        assert done < 32
+        nobody_is_left(run.folder)
+
+        others, orchestrator = run.start_all_but(), run.start("orchestrator")
+        assert orchestrator.wait(timeout=200) == 0, said(orchestrator)
+        assert all(process.wait(timeout=60) == 0 for process in others.values())
+        assert [(row["phase"], row["step"]) for row in rows(run.folder)] == [
+            *(("warmup", step) for step in range(2)),
+            *(("rl", step) for step in range(30)),
+        ]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, model, sign):
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "1000") as run:
+        others, orchestrator = run.start_all_but(), run.start("orchestrator")
+        wait_until(lambda: run.steps() >= 1)
+        orchestrator.send_signal(sign)
+        text = said(orchestrator)
+        assert "Traceback" not in text
+        if sign == signal.SIGTERM:
+            assert orchestrator.returncode == 1
+            assert "ended by SIGTERM" in text
+        for process in others.values():
+            words = said(process)
+            assert "the run has ended" in words if sign == signal.SIGTERM else "has not answered" in words
+            assert "Traceback" not in words
+            assert process.returncode == (0 if sign == signal.SIGTERM else 1)
+        nobody_is_left(run.folder)
+
+
+def test_one_that_is_told_to_end_says_goodbye_and_the_run_says_why_it_ends(tmp_path, model):
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "1000") as run:
+        others, orchestrator = run.start_all_but(), run.start("orchestrator")
+        wait_until(lambda: run.steps() >= 1)
+        others["worker"].terminate()
+        assert others["worker"].wait(timeout=60) == 128 + signal.SIGTERM
+        text = said(orchestrator)
+        assert orchestrator.returncode == 1
+        assert re.search(r"process worker ended .*it was told to end", text)
+        assert all(process.wait(timeout=60) is not None for process in others.values())
+        nobody_is_left(run.folder)
+
+
+def test_who_does_not_come_is_named_and_how_to_start_it(tmp_path, model):
+    with cluster(tmp_path, model, "--warmup.steps", "1", "--rl.steps", "1") as run:
+        run.flags += ["--cluster.patience_s", "3"]
+        orchestrator = run.start("orchestrator")
+        text = said(orchestrator)
+        assert orchestrator.returncode == 1
+        assert "has not come within 3 s" in text
+        assert f"--run {run.folder}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["engine", "{example}", "--run", "{run}", "--seed", "1"], "seed is 0 there and 1 here"),
+        (["engine", "--run", "{run}", "--name", "engine-7"], "no engine named 'engine-7'"),
+        (["worker", "--run", "{run}", "--seed", "1"], "--seed stands where the TOML file should"),
+        (["worker"], "Name its TOML file"),
+        (["worker", "{example}", "--run.directory", "x/${RUN_ID}"], "RUN_ID is not set"),
+        (["orchestrator", "{example}", "--run", "{run}", "--rl.steps", "3"], "rl.steps is 150 there and 3 here"),
+        (["orchestrator", "--run", "{run}/none"], "not the folder of a run"),
+        (["worker", "{example}", "--run", "{run}x", "--cluster.patience_s", "1"], "no run has begun"),
+        (["worker", "{example}", "--cluster.network", "here"], "cluster.network"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.delenv("RUN_ID", raising=False)
+    run = tmp_path / "run"
+    RunDirectory.create(Config.model_validate({"run": {"directory": str(run)}}))
+    plain = tmp_path / "plain.toml"
+    plain.write_text("[rl]\nsteps = 150\n")
+    saved = json.loads((run / "config.json").read_text())
+    saved["rl"]["steps"] = 150
+    (run / "config.json").write_text(json.dumps(saved))
+    words = [one.replace("{run}", str(run)).replace("{example}", str(plain)) for one in arguments]
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def gate(tmp_path, talk, **cluster):
+    """What `talk` does at the gate of a run that wants a worker."""
+    settings = {"run": {"directory": str(tmp_path / "run")}, "cluster": {"patience_s": 20, **cluster}}
+    run = RunDirectory.create(Config.model_validate(settings))
+
+    async def both():
+        async with opened_gate(run, run.config(), ["worker"]) as gate:
+            caller = Caller(announced(run, ORCHESTRATOR))
+
+            async def say(**said):
+                pulse = Pulse(**{"name": "worker", "host": "there", "session": "s1", **said})
+                return await caller.call("pulse", pulse, Wanted)
+
+            try:
+                return await talk(run, gate, say)
+            finally:
+                caller.close()
+
+    return asyncio.run(both())
+
+
+def test_what_is_wanted_is_kept_for_whoever_comes_and_an_answer_is_of_this_start(tmp_path):
+    async def talk(run, gate, say):
+        first = await gate.start("worker", 5)
+        assert await say() == Wanted(first.number, 5)
+        await say(number=first.number, endpoint="tcp://one")
+        assert await first.endpoint() == "tcp://one"
+        await say(number=first.number, status=3, words="it last said: no")
+        with pytest.raises(RunError, match=r"worker ended with status 3 .*on there: it last said: no"):
+            await first.watch(asyncio.sleep(10))
+        second = await gate.start("worker", 6)
+        # It still speaks of the first, which says nothing about the second.
+        assert await say(number=first.number, status=3) == Wanted(second.number, 6)
+        assert not second.exited.done()
+        await say(leaving="done")
+
+    gate(tmp_path, talk)
+
+
+def test_two_cannot_come_under_one_name_but_one_may_follow_another_that_fell_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr("filmroll.run.gate.REPLACED_AFTER_S", 0.5)
+
+    async def talk(run, gate, say):
+        remote = await gate.start("worker", 0)
+        await say(number=remote.number, endpoint="tcp://one")
+        with pytest.raises(ConfigError, match="worker of this run is on there already"):
+            await say(session="s2")
+        with pytest.raises(ConfigError, match="no process named 'engine'"):
+            await say(name="engine")
+        await asyncio.sleep(0.6)
+        assert (await say(session="s2")).number == 0
+        with pytest.raises(RunError, match="another has come in its place"):
+            await remote.watch(asyncio.sleep(10))
+        await say(session="s2", leaving="done")
+
+    gate(tmp_path, talk)
+
+
+def test_whoever_falls_silent_is_lost(tmp_path):
+    async def talk(run, gate, say):
+        gate._silence = 1.0
+        remote = await gate.start("worker", 0)
+        await say(number=remote.number, endpoint="tcp://one")
+        began = time.monotonic()
+        with pytest.raises(RunError, match="has not been heard for 1 s"):
+            await remote.watch(asyncio.sleep(30))
+        assert time.monotonic() - began >= 1
+
+    gate(tmp_path, talk)
+
+
+def test_an_orchestrator_that_is_replaced_loses_all_who_came(tmp_path):
+    async def talk(run, gate, say):
+        remote = await gate.start("worker", 0)
+        await say(number=remote.number, endpoint="tcp://one")
+        announce(run, ORCHESTRATOR, "tcp://another#key")
+        with pytest.raises(RunError, match="another orchestrator has taken over"):
+            await remote.watch(asyncio.sleep(30))
+        return run
+
+    settings = gate(tmp_path, talk)
+    assert announced(settings, ORCHESTRATOR) == "tcp://another#key"
+
+
+def test_the_address_is_the_machines_own_in_the_network(monkeypatch):
+    assert own_address("127.0.0.0/8") == LOOPBACK
+    assert own_address("0.0.0.0/0")
+    with pytest.raises(ConfigError, match=r"no address in cluster\.network 203\.0\.113\.0/24; it has .*127\.0\.0\.1"):
+        own_address("203.0.113.0/24")
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    assert own_address("hostname") == LOOPBACK
