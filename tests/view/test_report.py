@@ -108,6 +108,26 @@ def test_an_empty_receipt_differs(run: RunWriter) -> None:
     assert "differs in 1 step, first in step 1: ? / ? / ? / ?" in page.text("#receipts")
 
 
+def test_what_was_left_out_as_too_old_is_counted(finished: RunWriter, run: RunWriter) -> None:
+    assert "too old" not in page_of(finished).text("leader")
+    rows = [rl_row(step, 0.5, samples_stale=3 * step, updated=step < 3) for step in range(4)]
+    run.metrics([{**row, "entropy": None, "ratio_mean": None, "mismatch_kl": None} for row in rows])
+    leader = page_of(run).text("leader")
+    assert "samples too old 18" in leader
+    assert "steps without update 1" in leader
+
+
+def test_the_losses_have_their_plots_where_they_have_numbers(finished: RunWriter, run: RunWriter) -> None:
+    plain = page_of(finished).text("figcaption")
+    assert "Divergence of trainer and engine" in plain
+    assert "Divergence from the reference" not in plain
+    assert "truncated" not in plain
+    run.metrics([rl_row(step, 0.5, reference_kl=0.1 * step, truncated_fraction=0.01) for step in range(4)])
+    told = page_of(run).text("figcaption")
+    assert "Divergence from the reference" in told
+    assert "Share of tokens clipped clipped truncated" in told
+
+
 def test_after_a_resume_the_later_rows_count(run: RunWriter) -> None:
     run.metrics([rl_row(step, 0.1) for step in range(20)])
     run.metrics([rl_row(step, 0.7) for step in range(8, 18)])

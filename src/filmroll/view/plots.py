@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from filmroll.view import svg, words
 from filmroll.view.records import Row, RunRecord
-from filmroll.view.series import WINDOW, Floats, column, number, thin, trailing_mean
+from filmroll.view.series import WINDOW, Floats, column, number, thin, total, trailing_mean
 
 POINTS = 400
 """Points drawn of one curve; in longer runs neighbours are drawn as one."""
@@ -101,15 +101,22 @@ def multiples(run: RunRecord) -> list[Plot]:
         ("largest", ("logprob_gap_max",), "rose", most),
         ("mean", ("logprob_gap_mean",), "reward", mean),
     ]
+    mismatch: list[Curve] = [("mean", ("mismatch_kl",), "blue", mean)]
+    reference: list[Curve] = [("mean", ("reference_kl",), "violet", mean)]
+    clips: list[Curve] = [("clipped", ("clip_fraction",), "partial", mean)]
+    if total(run.rl, "truncated_fraction"):
+        clips.append(("truncated", ("truncated_fraction",), "rose", mean))
     ratios: list[Curve] = [("largest", ("ratio_max",), "rose", most), ("mean", ("ratio_mean",), "reward", mean)]
     plots = (
         _lines("warmup-loss", "Warm-up loss", run.warmup, [("loss", ("loss",), "blue", mean)]),
         _lines("loss", "Policy loss", run.rl, [("loss", ("loss",), "blue", mean)]),
         _lines("entropy", "Entropy of sampled tokens", run.rl, [("entropy", ("entropy",), "violet", mean)]),
         _lines("gap", "Log-probability gap", run.rl, gaps, log=words.power),
+        _lines("mismatch", "Divergence of trainer and engine", run.rl, mismatch, log=words.power),
         _lines("ratio", "Importance ratio", run.rl, ratios),
         _lines("grad", "Gradient norm", run.rl, [("norm", ("grad_norm",), "green", most)]),
-        _lines("clip", "Share of tokens clipped", run.rl, [("clipped", ("clip_fraction",), "partial", mean)]),
+        _lines("clip", "Share of tokens clipped", run.rl, clips),
+        _lines("reference", "Divergence from the reference", run.rl, reference),
         _lines("spread", "Spread of rewards in a step", run.rl, [("spread", ("reward_std",), "reward", mean)]),
         _lines("speed", "Images per second", run.rl, [("speed", ("images_per_second",), "sand", mean)]),
     )

@@ -30,6 +30,8 @@ class Headline:
     rl_steps: int
     seconds: float
     engine_restarts: float
+    samples_stale: float
+    steps_skipped: int
     status: str
     status_detail: str
 
@@ -85,6 +87,8 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         rl_steps=len(run.rl),
         seconds=max(times) - min(times) if times else math.nan,
         engine_restarts=total(run.rl, "engine_restarts"),
+        samples_stale=total(run.rl, "samples_stale"),
+        steps_skipped=sum(row.get("updated") is False for row in run.rl),
         status=status,
         status_detail=detail,
     )
