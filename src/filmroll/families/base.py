@@ -77,7 +77,7 @@ class ForwardPolicy:
     model counts positions on several axes, if it does.
     """
     unused: tuple[str, ...] = ()
-    """Arrays of the image processor that the forward does not take."""
+    """Arrays of the image processor that the forward does not take, or makes itself."""
     packs: bool = False
     """Whether samples in one row stay apart where positions begin anew; else the trainer gives each its own row."""
     shares: bool = True

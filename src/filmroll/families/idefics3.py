@@ -65,7 +65,8 @@ class Idefics3(Family):
         self.markers = markers
         self.tile_patches = tile_patches
         self.renderer = None
-        self.forward = ForwardPolicy(unused=("rows", "cols"), packs=True)
+        # Without a mask the model takes every tile for full, as ours are; it would be larger than the levels.
+        self.forward = ForwardPolicy(unused=("rows", "cols", "pixel_attention_mask"), packs=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.tile, settings.tile))

@@ -202,7 +202,8 @@ def _everywhere(features: Any, rows: torch.Tensor, expected: int) -> Any:
     flat = whole.flatten(0, -2)
     if len(flat) != expected:
         raise ReceiptError(f"the vision tower gave {len(flat)} features for images that have {expected}")
-    chosen = flat[rows.to(flat.device)]
+    # As many rows as features: each has one place, and stands there already.
+    chosen = flat if len(rows) == len(flat) else flat.index_select(0, rows.to(flat.device))
     return chosen if whole is features else (chosen,)
 
 
