@@ -104,6 +104,8 @@ def test_what_is_not_there_cannot_be_kept(store: Store) -> None:
     with pytest.raises(ImageNotFoundError):
         manifest.keep("a", [later, gone])
     assert manifest.images() == names(one)
+    manifest.keep("a", [later, gone], missing_ok=True)
+    assert manifest.images() == names(one, later)
 
 
 def test_what_is_kept_is_put_lately_and_in_its_place(store: Store) -> None:

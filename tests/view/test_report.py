@@ -102,6 +102,24 @@ def test_a_step_without_its_receipt_is_not_called_equal(run: RunWriter) -> None:
     assert page.text("alarm") == "receipts incomplete"
 
 
+def test_images_that_were_missing_are_counted_and_no_difference(run: RunWriter) -> None:
+    rows = [rl_row(step, 0.5, images_missing=0, samples_masked=0, image_wait=0.01) for step in range(6)]
+    rows[2] |= {"images_missing": 3, "samples_masked": 2, "trainer_receipt": receipt(192) | {"verified": 189}}
+    rows[2]["trainer_receipt"] |= {"decoded": 189, "missing": 3}
+    run.metrics(rows)
+    run.events({"time": START + 105, "kind": "image_missing", "sample": "rl_2/<b>", "turn": 1, "reason": "gone"})
+    page = page_of(run)
+    assert page.text("alarm") == "images missing 3 2 samples without loss"
+    assert "referred to verified decoded consumed missing steps" in page.text("#receipts")
+    assert "1,152 1,149 1,149 1,152 3 6 all equal, with those missing" in page.text("#receipts")
+    assert "sample rl_2/<b> turn 1 reason gone" in page.text("#run")
+    assert "Seconds waited for images" in page.source
+    rows[4]["trainer_receipt"] = receipt(192) | {"missing": 1}
+    (run.path / "metrics.jsonl").unlink()
+    run.metrics(rows)
+    assert "differs in 1 step, first in step 4" in page_of(run).text("#receipts")
+
+
 def test_an_empty_receipt_differs(run: RunWriter) -> None:
     run.metrics([rl_row(0, 0.5), rl_row(1, 0.5, trainer_receipt={})])
     page = page_of(run)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import msgspec
 from anyio import to_thread
 
 from filmroll.families import Family
@@ -32,14 +34,22 @@ class Lessons:
         self._materializer = materializer(run, config, family) if processed else None
 
     async def keep(self, label: str, trajectories: Sequence[Trajectory]) -> None:
-        """Refer to images before anything is learnt from them: from now on they stay in the store."""
+        """Refer to images before anything is learnt from them: from now on they stay in the store.
+
+        What is gone by now is for the trainer to miss, which knows the sample that shows it.
+        """
         images = [image.image for one in trajectories for image in one.images]
-        await to_thread.run_sync(self._manifest.keep, label, images)
+        await to_thread.run_sync(partial(self._manifest.keep, label, images, missing_ok=True))
 
     async def learn(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
         """An optimizer step over these samples. `version` is the policy's before it."""
         planned = self._plan(made, version=version)
-        return await self._learner.step(await self._ready(TrainStep(learning_rate, version, planned.ranks[0])))
+        work = await self._ready(TrainStep(learning_rate, version, planned.ranks[0]))
+        return self._told(await self._learner.step(work))
+
+    async def learn_again(self, number: int) -> StepReport:
+        """The same of a step whose samples are in the stream."""
+        return self._told(await self._learner.take(number))
 
     async def measure(self, made: Sequence[TrainingSample]) -> Measured:
         """The loss over these samples, from which nothing is learnt."""
@@ -56,4 +66,11 @@ class Lessons:
         """The step with its images' arrays, in the mode in which samples bring them."""
         if self._materializer is None:
             return work
-        return await to_thread.run_sync(with_images, work, self._materializer)
+        may_miss = self._config.multimodal.may_miss > 0
+        return await to_thread.run_sync(partial(with_images, work, self._materializer, may_miss=may_miss))
+
+    def _told(self, report: StepReport) -> StepReport:
+        """The same report, and an event for each image that the step went on without."""
+        for missing in report.missing:
+            self._run.event("image_missing", **msgspec.structs.asdict(missing))
+        return report

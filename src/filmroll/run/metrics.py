@@ -68,6 +68,7 @@ def rl_row(
 def _trained(report: StepReport) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.to_builtins(report)
     row["trainer_receipt"] = row.pop("receipt")
+    row["images_missing"] = len(row.pop("missing"))
     del row["seconds"]
     return row
 

@@ -166,7 +166,7 @@ class Orchestrator:
         samples, noted = self._hands.learner.samples, max(self._run.steps_noted(), progress.steps)
         await samples.withdraw(noted)
         for number in range(progress.steps, samples.next):
-            report = await self._hands.learner.take(number)
+            report = await self._lessons.learn_again(number)
             if progress.warmup < self._config.warmup.steps:
                 progress = Progress(progress.warmup + 1)
             else:

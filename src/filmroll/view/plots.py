@@ -118,6 +118,7 @@ def multiples(run: RunRecord) -> list[Plot]:
         _lines("clip", "Share of tokens clipped", run.rl, clips),
         _lines("reference", "Divergence from the reference", run.rl, reference),
         _lines("spread", "Spread of rewards in a step", run.rl, [("spread", ("reward_std",), "reward", mean)]),
+        _lines("wait", "Seconds waited for images", run.rl, [("waited", ("image_wait",), "rose", most)]),
         _lines("speed", "Images per second", run.rl, [("speed", ("images_per_second",), "sand", mean)]),
     )
     return [plot for plot in plots if plot is not None]

@@ -32,17 +32,23 @@ class Headline:
     engine_restarts: float
     samples_stale: float
     steps_skipped: int
+    images_missing: float
+    samples_masked: float
     status: str
     status_detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptLine:
-    """The receipts of one process over one phase; `first` is the first step whose counts differ."""
+    """The receipts of one process over one phase; `first` is the first step whose counts differ.
+
+    Images that were missing, and were counted so, are not a difference.
+    """
 
     phase: str
     who: str
     sums: dict[str, float]
+    missing: float
     steps: int
     without: int
     differing: int
@@ -89,6 +95,8 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         engine_restarts=total(run.rl, "engine_restarts"),
         samples_stale=total(run.rl, "samples_stale"),
         steps_skipped=sum(row.get("updated") is False for row in run.rl),
+        images_missing=total(run.rows, "images_missing"),
+        samples_masked=total(run.rows, "samples_masked"),
         status=status,
         status_detail=detail,
     )
@@ -176,7 +184,7 @@ def _chance(run: RunRecord) -> float:
 def _receipt_line(phase: str, who: str, rows: Sequence[Row]) -> ReceiptLine:
     key = f"{who}_receipt"
     counted = [row for row in rows if isinstance(row.get(key), dict)]
-    wrong = [row for row in counted if not _agree([number(row, key, name) for name in _COUNTS])]
+    wrong = [row for row in counted if not _agree(row[key])]
     first = None
     if wrong:
         counts = (number(wrong[0], key, name) for name in _COUNTS)
@@ -185,6 +193,7 @@ def _receipt_line(phase: str, who: str, rows: Sequence[Row]) -> ReceiptLine:
         phase=phase,
         who=who,
         sums={name: total(counted, key, name) for name in _COUNTS},
+        missing=total(counted, key, "missing"),
         steps=len(counted),
         without=len(rows) - len(counted),
         differing=len(wrong),
@@ -192,8 +201,10 @@ def _receipt_line(phase: str, who: str, rows: Sequence[Row]) -> ReceiptLine:
     )
 
 
-def _agree(counts: list[float]) -> bool:
-    return math.isfinite(counts[0]) and all(value == counts[0] for value in counts)
+def _agree(receipt: Row) -> bool:
+    referenced, verified, decoded, consumed = (number(receipt, name) for name in _COUNTS)
+    missing = number(receipt, "missing") if "missing" in receipt else 0
+    return math.isfinite(referenced) and referenced == consumed == verified + missing == decoded + missing
 
 
 def _sent(row: Row) -> float:

@@ -39,10 +39,11 @@ class Manifest:
         self.store = store
         self.name = _checked(name, "manifest")
 
-    def keep(self, label: str, images: Iterable[ImageRef | str]) -> None:
+    def keep(self, label: str, images: Iterable[ImageRef | str], *, missing_ok: bool = False) -> None:
         """Refer to these images, or object names, as well. Once this returns they are there, and stay.
 
-        ImageNotFoundError, and the label is as it was, if one of them is not in the store.
+        ImageNotFoundError, and the label is as it was, if one of them is not in the store; with `missing_ok` it
+        refers to the others.
         """
         images = list(images)
         wanted = {one for one in images if isinstance(one, str)}
@@ -50,7 +51,9 @@ class Manifest:
         key, before = self._key(label), self._read(label)
         self._write(key, wanted | (before or set()))
         gone = secure(self.store, wanted)
-        if gone:
+        if gone and missing_ok:
+            self._write(key, (wanted | (before or set())) - set(gone))
+        elif gone:
             self._undo(key, before)
             raise missing(gone)
 
