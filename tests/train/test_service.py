@@ -1,6 +1,7 @@
 """The trainer as a process sees it: weights that an engine takes, checkpoints that come back whole."""
 
 import asyncio
+import json
 import shutil
 
 import pytest
@@ -13,9 +14,10 @@ from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.store import open_store
 from filmroll.train import checkpoint
-from filmroll.train.objective import LossConfig
 from filmroll.train.service import TrainerService
 from filmroll.train.step import Ask, Progress, Publish, Restored, Take, TrainerConfig, TrainStep
+from filmroll.train.team import Team
+from filmroll.train.trainer import Trainer
 from filmroll.wire.generate import GenerateRequest, SamplingParams
 from filmroll.wire.training import MicroBatch
 from filmroll.wire.transport import Codec, Window, open_receiver, open_sender
@@ -38,16 +40,15 @@ def model_dir(request, tiny_model, tmp_path_factory):
 
 def service(model_dir, tmp_path):
     materializer = Materializer(open_store(tmp_path / "images"), load_family(model_dir))
+    trainer = Trainer(model_dir, materializer, TrainerConfig(threads=1))
     return TrainerService(
-        model_dir,
-        materializer,
-        TrainerConfig(threads=1),
-        LossConfig(),
+        Team(trainer, weights=tmp_path / "weights", checkpoints=tmp_path / "checkpoints", keep=2),
         lambda begin: open_receiver(str(tmp_path / "samples"), Codec(TrainStep), Window(), begin=begin),
-        weights=tmp_path / "weights",
-        checkpoints=tmp_path / "checkpoints",
-        keep=2,
     )
+
+
+def trainer_of(made):
+    return made._team._trainer
 
 
 def close(made):
@@ -78,7 +79,7 @@ def learn(made, tmp_path, count):
 def disturb(made, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad():
-        for value in made._trainer.model.parameters():
+        for value in trainer_of(made).model.parameters():
             value.add_(torch.randn_like(value) * 0.05)
 
 
@@ -88,7 +89,7 @@ def test_published_weights_are_what_the_engine_samples_with(model_dir, tmp_path)
     call(made, "publish", Publish(3))
     tokens = [65, 66, 67, 68]
     with torch.no_grad():
-        logits = made._trainer.model(input_ids=torch.tensor([tokens])).logits
+        logits = trainer_of(made).model(input_ids=torch.tensor([tokens])).logits
     expected = int(suppress(logits, load_family(model_dir))[0, -1].argmax())
     materializer = Materializer(open_store(tmp_path / "images"), load_family(model_dir))
     with EmbeddedEngine(model_dir, materializer.family, materializer, weights_dir=tmp_path / "weights") as engine:
@@ -112,7 +113,7 @@ def test_old_versions_are_dropped_and_the_last_two_kept(model_dir, tmp_path):
 def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_path):
     made = service(model_dir, tmp_path)
     call(made, "restore", Ask())
-    trainer = made._trainer
+    trainer = trainer_of(made)
     learn(made, tmp_path, 3)
     # Text alone leaves the vision tower without moments.
     for value in trainer.model.parameters():
@@ -128,9 +129,9 @@ def test_a_checkpoint_brings_model_optimizer_and_progress_back(model_dir, tmp_pa
 
     other = service(model_dir, tmp_path)
     assert call(other, "restore", Ask()).progress == Progress(2, 1)
-    for name, value in other._trainer.model.named_parameters():
+    for name, value in trainer_of(other).model.named_parameters():
         assert torch.equal(value, kept[name])
-        assert torch.equal(other._trainer.optimizer.state[value]["exp_avg_sq"], moments[name])
+        assert torch.equal(trainer_of(other).optimizer.state[value]["exp_avg_sq"], moments[name])
 
 
 def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_restored(model_dir, tmp_path):
@@ -143,7 +144,7 @@ def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_restored(model_d
     assert call(made, "restore", Ask()).progress == Progress(0, 3)
 
 
-@pytest.mark.parametrize("damage", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named(tiny_model, tmp_path, damage):
     made = service(tiny_model, tmp_path)
     call(made, "restore", Ask())
@@ -153,6 +154,59 @@ def test_a_damaged_checkpoint_is_named(tiny_model, tmp_path, damage):
     (folder / damage).write_bytes(b"{")
     with pytest.raises(RunError, match="step_000001"):
         call(made, "restore", Ask())
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(tiny_model, tmp_path):
+    made = service(tiny_model, tmp_path)
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
+    call(made, "save", Progress(0, 1))
+    model = trainer_of(made).model
+    model.register_parameter("more", torch.nn.Parameter(torch.ones(2)))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    disturb(made)
+    disturbed = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(RunError, match="more is in one of model and checkpoint"):
+        call(made, "restore", Ask())
+    for name, value in model.named_parameters():
+        assert torch.equal(value, disturbed[name])
+        assert not torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("state", [{"warmup": 0, "rl": 3}, {"format": "filmroll-checkpoint-1"}, []])
+def test_a_checkpoint_of_another_format_is_refused(tiny_model, tmp_path, state):
+    """As `model.safetensors`, `optimizer.safetensors` and a bare progress were, before ranks."""
+    folder = tmp_path / "checkpoints" / "step_000003"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(RunError, match="step_000003 is not of the format filmroll-checkpoint-2"):
+        call(service(tiny_model, tmp_path), "restore", Ask())
+
+
+def test_random_states_come_back(tiny_model, tmp_path):
+    made = service(tiny_model, tmp_path)
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
+    call(made, "save", Progress(0, 1))
+    drawn = torch.rand(3)
+    call(made, "restore", Ask())
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tiny_model, tmp_path, monkeypatch):
+    made = service(tiny_model, tmp_path)
+    call(made, "restore", Ask())
+    learn(made, tmp_path, 1)
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.distributed.checkpoint.filesystem._write_files_from_queue", full)
+        with pytest.raises(RunError, match="step_000001 could not be written"):
+            call(made, "save", Progress(0, 1))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    call(made, "save", Progress(0, 1))
 
 
 def test_a_restored_trainer_learns_again_what_no_checkpoint_holds(tiny_model, tmp_path):

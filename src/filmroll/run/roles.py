@@ -15,18 +15,21 @@ from filmroll.materialize import Materializer
 from filmroll.materialize.carried import Carried
 from filmroll.render import load_renderer
 from filmroll.rollout.worker import RolloutTask, Worker
+from filmroll.run.child import race
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import EmbeddedEngineConfig
-from filmroll.run.launch import announce, end_with_starter
+from filmroll.run.launch import announce, end_with_starter, role_command
 from filmroll.run.network import own_address
 from filmroll.run.switchboard import Connect, Switchboard
+from filmroll.run.torchrun import is_rank, saying_what_failed, start_ranks
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver
 
 if TYPE_CHECKING:
     from filmroll.train.reference import Reference
+    from filmroll.train.team import Team
 
 MiB = 1 << 20
 
@@ -96,31 +99,55 @@ async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
 
 
 def run_trainer(run: RunDirectory, name: str) -> None:
-    """Take the optimizer steps that the orchestrator asks for."""
+    """Take the optimizer steps that the orchestrator asks for, in one process or in those that torchrun starts."""
     config = run.config()
+    if config.trainer.ranks > 1 and not is_rank():
+        start_ranks(config.trainer.ranks, role_command("trainer", run, name)[1:])
+        return
     end_with_starter()
-    asyncio.run(_serve_trainer(run, name, config))
+    saying_what_failed(lambda: _train(run, name, config))
 
 
-async def _serve_trainer(run: RunDirectory, name: str, config: Config) -> None:
-    from filmroll.train.service import TrainerService
+def _train(run: RunDirectory, name: str, config: Config) -> None:
+    from filmroll.train.ranks import Ranks
+    from filmroll.train.team import Team
+    from filmroll.train.trainer import Trainer
 
     family = load_family(model_dir(run, config))
-    service = TrainerService(
+    trainer = Trainer(
         model_dir(run, config),
         Carried(family) if config.multimodal.mode == "processed" else materializer(run, config, family),
         config.trainer,
         config.loss,
-        lambda begin: open_receiver(run.samples_place(config), codec(config), config.transport.window, begin=begin),
+        Ranks.join(config.trainer.device),
+        may_miss=config.multimodal.may_miss,
+        reference=_reference(run, config, family),
+    )
+    team = Team(
+        trainer,
         weights=run.weights,
         checkpoints=run.checkpoints,
         keep=config.run.keep_checkpoints,
-        reference=_reference(run, config, family),
-        may_miss=config.multimodal.may_miss,
+        shard_bytes=config.trainer.shard_mb * MiB,
+    )
+    if trainer.ranks.leads:
+        asyncio.run(_serve_trainer(run, name, config, team))
+    else:
+        team.follow()
+
+
+async def _serve_trainer(run: RunDirectory, name: str, config: Config, team: Team) -> None:
+    from filmroll.train.service import TrainerService
+
+    service = TrainerService(
+        team,
+        lambda begin: open_receiver(run.samples_place(config), codec(config), config.transport.window, begin=begin),
     )
     listener = Listener(service.handlers(), host=own_address(config.cluster.network))
     announce(run, name, listener.endpoint)
-    await listener.serve()
+    ended = asyncio.create_task(service.ended())
+    await race(listener.serve(), ended)
+    raise RunError("the trainer's processes are out of step", remedy="What failed was told to whoever asked for it")
 
 
 def _reference(run: RunDirectory, config: Config, family: Family) -> Reference | None:

@@ -36,12 +36,16 @@ def plan(samples: Sequence[TrainingSample], family: Family, config: TrainerConfi
     costs = Costs(family)
     limits = Limits(config.max_tokens, config.max_patches, family.forward.packs)
     fit = fitting(samples, costs, limits, cut=config.overlong == "cut")
-    packed = pack(fit.samples, costs, limits)
+    return Plan(deal(pack(fit.samples, costs, limits), costs, ranks), fit.cut, fit.dropped)
+
+
+def deal(packed: Sequence[MicroBatch], costs: Costs, ranks: int) -> list[list[MicroBatch]]:
+    """The same samples for so many ranks, whatever number they were packed for; dummies where there are too few."""
     rounds = []
     for sees in (True, False):
         alike = [one for one in packed if _sees(one) == sees]
         rounds += _rounds(alike, ranks, costs)
-    return Plan([[one[rank] for one in rounds] for rank in range(ranks)], fit.cut, fit.dropped)
+    return [[one[rank] for one in rounds] for rank in range(ranks)]
 
 
 def _rounds(alike: list[MicroBatch], ranks: int, costs: Costs) -> list[list[MicroBatch]]:

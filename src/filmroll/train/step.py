@@ -14,7 +14,6 @@ from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
-
 Dtype = Literal["float32", "bfloat16"]
 """What a model multiplies in."""
 
@@ -43,9 +42,13 @@ class TrainerConfig(BaseModel):
     readers: int = Field(default=2, ge=1)
     """Threads that make them."""
     threads: int = Field(default=2, ge=1)
-    """CPU threads of the trainer."""
+    """CPU threads of each process of the trainer."""
     device: str = "cpu"
     """Where the model is trained, as torch names it."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that train together, each with a part of the model; with `cuda`, each on a device of its own."""
+    shard_mb: int = Field(default=4096, ge=1)
+    """Most MiB in one file of the weights that engines load."""
     dtype: Dtype = "float32"
     """What the model multiplies in. Weights, optimizer and logprobs are float32 whatever it is."""
     gradient_checkpointing: bool = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -15,11 +16,19 @@ from filmroll.train.step import MissingImage, StepReport
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
+LARGEST = frozenset({"ratio_max", "gap_max", "image_wait"})
+"""What of two tallies is the larger in the tally of both; everything else is added up."""
+
 
 @dataclass(slots=True)
 class Tally:
     """Sums over the trained tokens of a step's micro-batches, and where the name says so the largest."""
 
+    micro_batches: int = 0
+    area: int = 0
+    patches: int = 0
+    all_tokens: int = 0
+    """Trained or not."""
     tokens: int = 0
     loss: float = 0.0
     entropy: float = 0.0
@@ -61,8 +70,23 @@ class Tally:
         self.masked += batch.masked
         self.missing += batch.missing
 
-    def report(self, batches: Sequence[MicroBatch], costs: Costs, norm: float, seconds: float) -> StepReport:
-        """The step of these micro-batches as it is told."""
+    def lay_out(self, batches: Sequence[MicroBatch], costs: Costs) -> None:
+        """How the micro-batches are made up."""
+        self.micro_batches += len(batches)
+        self.area += sum(batch.area for batch in batches)
+        self.patches += sum(costs.encoded(batch) for batch in batches)
+        self.all_tokens += sum(sample.tokens for batch in batches for sample in batch.samples)
+
+    def __add__(self, other: Tally) -> Tally:
+        """Of the parts that two ranks have done."""
+        made: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            made[name] = max(mine, theirs) if name in LARGEST else mine + theirs
+        return Tally(**made)
+
+    def report(self, norm: float, seconds: float) -> StepReport:
+        """The step as it is told."""
         return StepReport(
             loss=self.loss,
             grad_norm=norm,
@@ -77,10 +101,10 @@ class Tally:
             logprob_gap_max=self.gap_max if self.on_policy else None,
             mismatch_kl=_mean(self.mismatch, self.on_policy),
             trained_tokens=self.tokens,
-            tokens=sum(sample.tokens for batch in batches for sample in batch.samples),
-            area=sum(batch.area for batch in batches),
-            patches=sum(costs.encoded(batch) for batch in batches),
-            micro_batches=len(batches),
+            tokens=self.all_tokens,
+            area=self.area,
+            patches=self.patches,
+            micro_batches=self.micro_batches,
             receipt=self.receipt,
             seconds=seconds,
             image_wait=self.image_wait,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from filmroll.errors import TrainingError
+from filmroll.materialize.feed import vision_tower
 from filmroll.train.album import Images
 from filmroll.train.bins import Costs
 from filmroll.train.forward import Forward, forward
@@ -17,10 +21,12 @@ from filmroll.train.loss import Loss, loss
 from filmroll.train.model import trainable, training_model
 from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.places import of_micro_batch
+from filmroll.train.ranks import Ranks
 from filmroll.train.reference import Reference
+from filmroll.train.sharding import shard, whole
 from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
 from filmroll.train.tally import Tally
-from filmroll.wire.receipt import Receipt
+from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import MicroBatch
 
 
@@ -33,21 +39,26 @@ class Trainer:
         images: Images,
         config: TrainerConfig,
         objective: LossConfig | None = None,
+        ranks: Ranks | None = None,
         *,
-        reference: Reference | None = None,
         may_miss: float = 0.0,
+        reference: Reference | None = None,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.objective = objective or LossConfig()
         self.reference = reference
         self.family = images.family
-        self.model: Any = training_model(model_dir, config, device=config.device)
+        self.ranks = ranks or Ranks()
+        # Where it is parted among ranks, it goes to its device part by part, and is never there whole.
+        alone = self.ranks.count == 1
+        self.model: Any = training_model(model_dir, config, device=config.device if alone else "cpu")
+        shard(self.model, vision_tower(self.model), self.ranks, config.device)
         self.optimizer = torch.optim.AdamW(trainable(self.model), betas=config.betas, weight_decay=config.weight_decay)
         self._loader = Loader(images, self.model, config, may_miss=may_miss)
 
     def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
-        """Accumulate gradients over the micro-batches, clip, update.
+        """Accumulate gradients over the micro-batches, clip, update; the report is of all ranks.
 
         `trained` is of the whole step, where other ranks have the rest of it. A step of no micro-batches
         updates nothing.
@@ -55,35 +66,57 @@ class Trainer:
         started = time.perf_counter()
         trained = trained or Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
         if not work.micro_batches:
-            return Tally().report([], Costs(self.family), 0.0, time.perf_counter() - started)
-        if trained.tokens == 0:
-            raise TrainingError("the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts")
+            return Tally().report(0.0, time.perf_counter() - started)
+        with self.ranks.agreeing():
+            if trained.tokens == 0:
+                raise TrainingError(
+                    "the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts"
+                )
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
-        with self._loader.batches(work) as batches:
+        with closing(self._batches(work)) as batches:
             for micro_batch, batch in batches:
                 self._accumulate(micro_batch, batch, work.version, trained, tally)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
-        if not torch.isfinite(torch.tensor(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(f"the gradient norm is {norm}", remedy="The weights were left as they were")
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)))
+        with self.ranks.agreeing():
+            if not math.isfinite(norm):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise TrainingError(f"the gradient norm is {norm}", remedy="The weights were left as they were")
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self.optimizer.step()
-        return tally.report(work.micro_batches, Costs(self.family), norm, time.perf_counter() - started)
+        tally.lay_out(work.micro_batches, Costs(self.family))
+        return self._of_all(tally).report(norm, time.perf_counter() - started)
 
-    def measure(self, work: TrainStep) -> Measured:
+    def measure(self, work: TrainStep, trained: Trained | None = None) -> Measured:
         """The mean cross-entropy of a step that is not taken: model and optimizer stay as they are."""
-        trained = Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
-        if trained.tokens == 0:
-            raise TrainingError("there are no trained tokens to measure the loss of")
-        total, receipt = 0.0, Receipt()
-        with torch.no_grad(), self._loader.batches(work) as batches:
+        trained = trained or Trained.of(sample for batch in work.micro_batches for sample in batch.samples)
+        with self.ranks.agreeing():
+            if trained.tokens == 0:
+                raise TrainingError("there are no trained tokens to measure the loss of")
+        tally = Tally()
+        with torch.no_grad(), closing(self._batches(work)) as batches:
             for micro_batch, batch in batches:
                 out, lost = self._forward(micro_batch, batch, trained)
-                total += float(lost.total)
-                receipt += out.receipt
-        return Measured(total, trained.tokens, receipt)
+                tally.loss += float(lost.total)
+                tally.receipt += out.receipt
+        tally = self._of_all(tally)
+        return Measured(tally.loss, trained.tokens, tally.receipt)
+
+    def _batches(self, work: TrainStep) -> Generator[tuple[MicroBatch, Batch]]:
+        """The micro-batches one after the other, ready on every rank; else the error of one rank on all of them."""
+        with ExitStack() as stack:
+            with self.ranks.agreeing():
+                ready = stack.enter_context(self._loader.batches(work))
+            for _ in work.micro_batches:
+                with self.ranks.agreeing():
+                    at_hand = next(ready)
+                yield at_hand
+
+    def _of_all(self, tally: Tally) -> Tally:
+        """What all ranks have done."""
+        first, *others = (unpack(one, Tally) for one in self.ranks.gather(pack(tally)))
+        return sum(others, first)
 
     def _accumulate(self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, tally: Tally) -> None:
         out, lost = self._forward(micro_batch, batch, trained)
