@@ -137,6 +137,8 @@ class Oracle:
         with torch.no_grad():
             logits = self.model(**plain_inputs(self.desk.family, rows, images.arrays)).logits
         temperature = request.sampling_params.temperature or 1
+        for token, bias in (request.sampling_params.logit_bias or {}).items():
+            logits[..., token] += bias
         before = suppress(logits, self.desk.family)[0, len(request.token_ids) - 1 : -1] / temperature
         return torch.log_softmax(before, -1).gather(-1, torch.tensor(sampled)[:, None])[:, 0]
 

@@ -11,8 +11,9 @@ import torch
 
 from filmroll.engine.embedded import batch
 from filmroll.engine.embedded.engine import EmbeddedEngine
-from filmroll.errors import EngineError, ReceiptError
+from filmroll.errors import EngineError, ReceiptError, RequestError
 from filmroll.wire.generate import GenerateAnswer, GenerateRequest
+from tests.engine.conftest import open_engine
 
 TOLERANCE = 1e-5
 
@@ -192,6 +193,62 @@ def test_a_cancelled_request_leaves_the_batch(desk: Any, engine: EmbeddedEngine)
         pytest.fail("the row went on after its client had left")
 
     asyncio.run(leave())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_bias_shifts_the_logits_of_its_row(desk: Any, ask: Any, oracle: Any, temperature: float) -> None:
+    vision = dict.fromkeys(desk.family.placeholders.unsampled, 100.0)
+    plain = mixed(desk, 4, temperature=temperature)
+    biased = mixed(desk, 4, temperature=temperature, logit_bias={7: 30.0, 8: -2.5} | vision)
+    answers = ask.all([*plain, *biased])
+    for request, answer in zip([*plain, *biased], answers, strict=True):
+        assert oracle.difference(request, answer) < TOLERANCE
+    assert {token for row in tokens(answers[4:]) for token in row} == {7}
+    assert {token for row in tokens(answers[:4]) for token in row} != {7}
+
+
+def test_a_bias_of_a_token_that_the_model_has_not_is_refused(desk: Any, ask: Any) -> None:
+    unknown = ask.engine.vocabulary
+    with pytest.raises(RequestError, match=f"token {unknown}") as refused:
+        ask.one(desk.request(logit_bias={3: 1.0, unknown: 1.0}))
+    assert refused.value.field == "sampling_params.logit_bias"
+    ask.one(desk.request(logit_bias={unknown - 1: 1.0}))
+
+
+def test_rows_that_wait_go_by_priority_and_then_as_they_came(desk: Any) -> None:
+    """One at a time, behind one that takes long."""
+    priorities = [0, 5, 0, -(2**63), 2**63 - 1, -1, 0]
+
+    async def order(engine: EmbeddedEngine) -> list[int]:
+        finished: list[int] = []
+
+        async def run(number: int, priority: int) -> None:
+            await engine.generate(msgspec.structs.replace(desk.request(max_tokens=2), priority=priority))
+            finished.append(number)
+
+        begun = asyncio.Event()
+        first = asyncio.create_task(engine.generate(desk.request(max_tokens=400), heard=lambda *_: begun.set()))
+        await begun.wait()
+        tasks = []
+        for number, priority in enumerate(priorities):
+            task = asyncio.create_task(run(number, priority))
+            while len(engine._loop._waiting) <= number:
+                assert not first.done()
+                await asyncio.sleep(0.001)
+            tasks.append(task)
+        await asyncio.gather(first, *tasks)
+        return finished
+
+    with open_engine(desk, max_batch=1) as engine:
+        assert asyncio.run(order(engine)) == [3, 5, 0, 2, 6, 1, 4]
+
+
+def test_salted_prompts_are_answered_alike(desk: Any, ask: Any) -> None:
+    """Nothing is kept of a prompt that a salt would keep apart."""
+    request = desk.request([desk.picture(2)], max_tokens=6, temperature=0)
+    salted = [msgspec.structs.replace(request, cache_salt=salt) for salt in ("one", "other")]
+    plain, *others = (ask.one(one).choices[0] for one in [request, *salted])
+    assert others == [plain, plain]
 
 
 def test_a_long_queue_goes_through_in_turn(desk: Any, ask: Any) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from filmroll.engine.embedded.sampling import Choosers, own_generator, sample
+from filmroll.engine.embedded.sampling import Choosers, own_bias, own_generator, sample
 from filmroll.materialize.feed import SUPPRESSED
 from filmroll.wire.generate import SamplingParams
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, SUPPRESSED, -2.0, 0.5])
+NEVER = 5
+"""The token that is suppressed."""
 
 
 def draw(params: list[SamplingParams], logits: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generators = [own_generator(one) for one in params]
-    return sample(logits, Choosers.of(params, generators, CPU), torch.Generator().manual_seed(seed))
+    generators, biases = [own_generator(one) for one in params], [own_bias(one, {NEVER}) for one in params]
+    return sample(logits, Choosers.of(params, generators, biases, CPU), torch.Generator().manual_seed(seed))
 
 
 def many(params: SamplingParams, count: int = 20_000) -> torch.Tensor:
@@ -99,3 +101,29 @@ def test_tokens_without_mass_are_never_drawn_at_the_edges() -> None:
     logits[:, 4] = -18.0
     tokens, _ = draw([SamplingParams(temperature=100)] * 2000, logits)
     assert set(tokens.tolist()) <= {2, 4}
+
+
+def test_a_bias_is_added_before_the_temperature() -> None:
+    params = SamplingParams(temperature=2.0, logit_bias={0: -3.0, 4: 2.5})
+    biased = (LOGITS + torch.tensor([-3.0, 0, 0, 0, 2.5, 0, 0, 0])) / 2
+    assert chi_square(many(params), biased.softmax(-1)) < 25
+    tokens, logprobs = draw([params] * 64, LOGITS.expand(64, -1))
+    torch.testing.assert_close(logprobs, biased.log_softmax(-1)[tokens])
+
+
+def test_a_bias_decides_for_its_own_row_alone() -> None:
+    biased = SamplingParams(temperature=0, logit_bias={6: 10.0})
+    tokens, logprobs = draw([SamplingParams(temperature=0), biased], LOGITS.expand(2, -1))
+    assert tokens.tolist() == [0, 6]
+    assert logprobs[1] > -0.1
+
+
+@pytest.mark.parametrize("bias", [1e9, 1e30, 1e308])
+@pytest.mark.parametrize("temperature", [0.0, 0.001, 1.0])
+def test_no_bias_brings_a_suppressed_token_back(bias: float, temperature: float) -> None:
+    """Neither its own nor that of all others."""
+    for others in ({}, {token: -bias for token in range(8) if token != NEVER}, {0: bias, 1: bias}):
+        params = SamplingParams(temperature=temperature, logit_bias=others | {NEVER: bias})
+        tokens, logprobs = draw([params] * 200, LOGITS.expand(200, -1))
+        assert NEVER not in tokens.tolist()
+        assert logprobs.isfinite().all()

@@ -117,7 +117,7 @@ class Desk:
     def plain(self, body: Body) -> Body:
         """Without references; the plugin keeps vision tokens from being sampled, here the request does."""
         bias = {str(token): -1e9 for token in self.family.placeholders.unsampled}
-        params = body["sampling_params"] | {"logit_bias": bias}
+        params = body["sampling_params"] | {"logit_bias": body["sampling_params"].get("logit_bias", {}) | bias}
         return {"token_ids": body["token_ids"], "sampling_params": params}
 
     def messages(self, turns: Sequence[Sequence[ImageRef | str]]) -> list[Body]:

@@ -60,9 +60,15 @@ def test_references_say_what_tensors_say_over_many_turns(vllm: Server, desk: Des
         assert_same(vllm.generate(body | {"features": references}), vllm.generate(desk.with_tensors(body, features)))
 
 
-def test_both_engines_say_the_same(vllm: Server, desk: Desk) -> None:
+@pytest.mark.parametrize("bias", [{}, {str(token): (-1) ** token * token / 40 for token in range(0, 250, 3)}])
+def test_both_engines_say_the_same(vllm: Server, desk: Desk, bias: dict[str, float]) -> None:
     bodies = [
-        desk.request([desk.picture(20 + 3 * number + one) for one in range(number)], seed=number, family=desk.pillow)
+        desk.request(
+            [desk.picture(20 + 3 * number + one) for one in range(number)],
+            seed=number,
+            family=desk.pillow,
+            logit_bias=bias,
+        )
         for number in range(4)
     ]
     # Without images, vLLM is left to itself.
@@ -72,7 +78,8 @@ def test_both_engines_say_the_same(vllm: Server, desk: Desk) -> None:
     with EmbeddedEngine(desk.model, desk.pillow, materializer, weights_dir=None, name="tiny", threads=1) as engine:
 
         async def together() -> list[object]:
-            plain = [body | {"sampling_params": {"max_tokens": 6, "temperature": 0}} for body in bodies]
+            params = {"max_tokens": 6, "temperature": 0, "logit_bias": {int(key): one for key, one in bias.items()}}
+            plain = [body | {"sampling_params": params} for body in bodies]
             return await asyncio.gather(*(engine.generate(request_from(body)) for body in plain))
 
         ours = asyncio.run(together())

@@ -97,6 +97,14 @@ def test_a_request_id_that_no_answer_could_repeat_is_refused() -> None:
         References(SimpleNamespace(settings=None)).admit(request, None)
 
 
+def test_nothing_is_biased_below_tokens_that_are_never_sampled() -> None:
+    params = SimpleNamespace(logit_bias={7: -1e30, 8: 1e30, 9: float("nan"), 10: 2.5}, allowed_token_ids=None)
+    forbid_tokens(SimpleNamespace(sampling_params=params), [8], -1e9)
+    assert params.logit_bias[8] == -1e9
+    assert -1e9 < params.logit_bias[7] == params.logit_bias[9] < -1e7
+    assert params.logit_bias[10] == 2.5
+
+
 def test_tokens_that_are_never_sampled_are_not_the_only_ones_allowed() -> None:
     """To vLLM a token that is not allowed is lower than any bias."""
     params = SimpleNamespace(logit_bias=None, allowed_token_ids=[7, 8, 9])

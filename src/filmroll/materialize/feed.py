@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SUPPRESSED = -1e9
 """The logit of a token that cannot be sampled: finite, so that softmax and its gradient are too."""
+MOST_BIAS = 1e8
+"""What a request's own bias may add or take: with it no token is as low as a suppressed one."""
 TOWERS = ("visual", "vision_tower", "vision_model", "embed_vision")
 """What transformers calls the vision tower; a model with only the last has one layer in its place."""
 
@@ -142,6 +144,11 @@ def suppress(logits: torch.Tensor, family: Family) -> torch.Tensor:
 
     index = torch.tensor(family.placeholders.unsampled, device=logits.device)
     return logits.index_fill(-1, index, SUPPRESSED)
+
+
+def bounded_bias(bias: float) -> float:
+    """A request's bias for a token that may be sampled, as far as it counts."""
+    return min(MOST_BIAS, max(-MOST_BIAS, bias))
 
 
 class Consumed:

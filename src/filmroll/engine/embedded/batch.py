@@ -33,6 +33,11 @@ class Row:
     positions: torch.Tensor
     """[A, T] of the prompt."""
     generator: torch.Generator | None
+    bias: dict[int, float] = field(default_factory=dict)
+    """What is added to the logits of some tokens."""
+    priority: int = 0
+    """Of rows that wait, those with a lower one go first, and of these who came first."""
+    arrival: int = 0
     heard: Callable[[int, float], None] | None = None
     """Told of each token and its logprob, on the model thread: it only hands them on."""
     done: Future[Row] = field(default_factory=Future)
@@ -170,7 +175,8 @@ def _stacked(one: torch.Tensor, two: torch.Tensor, *, dim: int) -> torch.Tensor:
 
 
 def _choosers(rows: Sequence[Row], device: torch.device) -> Choosers:
-    return Choosers.of([row.params for row in rows], [row.generator for row in rows], device)
+    params, generators, biases = zip(*((row.params, row.generator, row.bias) for row in rows), strict=True)
+    return Choosers.of(params, generators, biases, device)
 
 
 def _check_consumed(rows: Sequence[Row], consumed: int) -> None:

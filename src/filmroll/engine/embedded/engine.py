@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from filmroll.engine.embedded.batch import Row, prompt_positions
 from filmroll.engine.embedded.loop import BatchLimits, ModelLoop
-from filmroll.engine.embedded.sampling import MIN_TEMPERATURE, own_generator
+from filmroll.engine.embedded.sampling import MIN_TEMPERATURE, own_bias, own_generator
 from filmroll.engine.images.content import in_references
 from filmroll.engine.images.resolve import Resolved
 from filmroll.engine.images.resolver import Bounds, Resolver
@@ -177,6 +177,11 @@ class EmbeddedEngine:
                 f"it is {params.temperature}, allowed are 0 and numbers from {MIN_TEMPERATURE}",
                 field="sampling_params.temperature",
             )
+        if max(params.logit_bias or (), default=0) >= self.vocabulary:
+            raise RequestError(
+                f"it is about token {max(params.logit_bias or ())}, token ids go from 0 to {self.vocabulary - 1}",
+                field="sampling_params.logit_bias",
+            )
         if not 0 <= min(request.token_ids) <= max(request.token_ids) < self.vocabulary:
             raise RequestError(f"token ids go from 0 to {self.vocabulary - 1}", field="token_ids")
         self._check_length(len(request.token_ids), params.max_tokens)
@@ -200,6 +205,8 @@ class EmbeddedEngine:
             images=images,
             positions=prompt_positions(self._model, self.family, request.token_ids, images),
             generator=own_generator(request.sampling_params),
+            bias=own_bias(request.sampling_params, self.family.placeholders.unsampled),
+            priority=request.priority,
             heard=heard,
         )
 

@@ -1,11 +1,14 @@
 """The model thread: takes rows that wait, decodes them together, lets finished ones go.
 
+Rows wait by priority, and of one priority as they came.
+
 Batching is continuous: rows that arrive while others decode are prefilled by themselves and join at
 the next step, where the model's cache is of the plain kind; else they wait for the batch to end.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -62,7 +66,9 @@ class ModelLoop:
         else:
             self._generator.manual_seed(seed)
         self._changed = threading.Condition()
-        self._waiting: deque[Row] = deque()
+        self._waiting: list[tuple[int, int, Row]] = []
+        """A heap: by priority, and then as they came."""
+        self._arrivals = count()
         self._orders: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closed = False
         self._batch: Batch | None = None
@@ -74,8 +80,12 @@ class ModelLoop:
         """Let a row wait for its turn; its `done` will hold it, finished, or an error."""
         with self._changed:
             self._refuse_if_closed()
-            self._waiting.append(row)
+            row.arrival = next(self._arrivals)
+            self._queue(row)
             self._changed.notify()
+
+    def _queue(self, row: Row) -> None:
+        heapq.heappush(self._waiting, (row.priority, row.arrival, row))
 
     def between_batches(self, work: Callable[[], Result]) -> Future[Result]:
         """Run `work` on the model thread once the rows in flight are done; newer rows wait for it."""
@@ -114,7 +124,7 @@ class ModelLoop:
         with self._changed:
             self._closed = True
             error = EngineUnavailableError("the engine is shutting down")
-            _fail([*(self._batch.rows if self._batch else ()), *self._waiting], error)
+            _fail([*(self._batch.rows if self._batch else ()), *(row for *_, row in self._waiting)], error)
             for _, future in self._orders:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
@@ -153,10 +163,10 @@ class ModelLoop:
         taken: list[Row] = []
         longest = 0
         while self._waiting and len(taken) < most:
-            longest = max(longest, len(self._waiting[0].prompt))
+            longest = max(longest, len(self._waiting[0][-1].prompt))
             if taken and longest * (len(taken) + 1) > self._limits.prefill_tokens:
                 break
-            row = self._waiting.popleft()
+            *_, row = heapq.heappop(self._waiting)
             if not row.done.done():
                 taken.append(row)
         return taken
@@ -191,7 +201,8 @@ class ModelLoop:
                 self._lose(both, error)
         else:
             with self._changed:
-                self._waiting.extendleft(reversed(batch.rows))
+                for row in batch.rows:
+                    self._queue(row)
 
     def _step(self) -> None:
         """One token for every row of the batch."""

@@ -2,17 +2,19 @@
 
 B = rows, V = vocabulary.
 
-The reported logprob is log_softmax(suppress(logits) / temperature) in float32, at temperature 0
-log_softmax(suppress(logits)). It is taken before top-k and top-p, which only narrow the choice.
+The reported logprob is log_softmax(suppress(logits + bias) / temperature) in float32, at temperature 0
+log_softmax(suppress(logits + bias)). It is taken before top-k and top-p, which only narrow the choice. A
+trainer knows of no bias: who trains on what was sampled with one sees other logprobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from filmroll.materialize.feed import bounded_bias
 from filmroll.wire.generate import SamplingParams
 
 MIN_TEMPERATURE = 1e-3
@@ -33,14 +35,23 @@ class Choosers:
     top_p: torch.Tensor
     seeded: list[tuple[int, torch.Generator]]
     """Rows that draw from a generator of their own, so that their company does not matter."""
+    biased: tuple[torch.Tensor, torch.Tensor] | None
+    """Rows and tokens to which `biases` is added, None where no row has any."""
+    biases: torch.Tensor
 
     @classmethod
     def of(
-        cls, params: Sequence[SamplingParams], generators: Sequence[torch.Generator | None], device: torch.device
+        cls,
+        params: Sequence[SamplingParams],
+        generators: Sequence[torch.Generator | None],
+        biases: Sequence[Mapping[int, float]],
+        device: torch.device,
     ) -> Choosers:
         greedy = [one.temperature == 0 for one in params]
         filtered = [row for row, one in enumerate(params) if one.top_k > 0 or one.top_p < 1]
         chosen = [params[row] for row in filtered]
+        added = [(row, token, bias) for row, own in enumerate(biases) for token, bias in own.items()]
+        rows, tokens, values = zip(*added, strict=True) if added else ((), (), ())
         return cls(
             temperatures=torch.tensor([[one.temperature or 1.0] for one in params], device=device),
             greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
@@ -48,6 +59,8 @@ class Choosers:
             top_k=torch.tensor([[one.top_k if one.top_k > 0 else 2**31] for one in chosen], device=device),
             top_p=torch.tensor([[one.top_p] for one in chosen], device=device),
             seeded=[(row, generator) for row, generator in enumerate(generators) if generator is not None],
+            biased=(torch.tensor(rows, device=device), torch.tensor(tokens, device=device)) if added else None,
+            biases=torch.tensor(values, device=device),
         )
 
 
@@ -56,12 +69,20 @@ def own_generator(params: SamplingParams) -> torch.Generator | None:
     return None if params.seed is None else torch.Generator().manual_seed(params.seed)
 
 
+def own_bias(params: SamplingParams, never: Collection[int]) -> dict[int, float]:
+    """What is added to the logits of a row; nothing to tokens that are `never` sampled, whatever it says."""
+    return {token: bounded_bias(bias) for token, bias in (params.logit_bias or {}).items() if token not in never}
+
+
 def sample(logits: torch.Tensor, choosers: Choosers, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [B] and their logprobs [B] from suppressed logits [B, V].
 
     Rows without a seed of their own draw from `generator`.
     """
-    logprobs = torch.log_softmax(logits.float() / choosers.temperatures, dim=-1)
+    logits = logits.float()
+    if choosers.biased is not None:
+        logits = logits.index_put(choosers.biased, choosers.biases, accumulate=True)
+    logprobs = torch.log_softmax(logits / choosers.temperatures, dim=-1)
     masses = logprobs.exp()
     if choosers.filtered is not None:
         masses[choosers.filtered] = narrowed(masses[choosers.filtered], choosers.top_k, choosers.top_p)

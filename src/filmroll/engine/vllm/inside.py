@@ -139,8 +139,11 @@ def wire_request(request: Any) -> GenerateRequest:
 
 def forbid_tokens(request: Any, tokens: Sequence[int], bias: float) -> None:
     """Never sample these, whatever the request says."""
+    from filmroll.materialize.feed import bounded_bias
+
     params = request.sampling_params
-    params.logit_bias = (params.logit_bias or {}) | dict.fromkeys(tokens, bias)
+    own = {token: bounded_bias(wanted) for token, wanted in (params.logit_bias or {}).items()}
+    params.logit_bias = own | dict.fromkeys(tokens, bias)
     if params.allowed_token_ids is not None:
         # What is not allowed is lower still than what is biased.
         params.allowed_token_ids = [token for token in params.allowed_token_ids if token not in tokens]

@@ -69,7 +69,7 @@ class EngineClient:
 
         Calls of one `session`, which is a conversation's name, go to the same server as long as it is
         there, because it has the conversation's beginning in its cache. A lower `priority` is served
-        earlier where a vLLM schedules by priority. Prompts with different salts share no cache.
+        earlier, by a vLLM if it schedules by priority. Prompts with different salts share no cache.
         """
 
         async def ask(server: Server) -> Completion:
