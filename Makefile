@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-vllm reliability attacks bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-slurm test-vllm reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -33,6 +33,10 @@ lint: $(READY)  ## style, types, and which floor imports which
 test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which is installed first where that may be done
 	$(BIN)/python -m tests.store.servers.ceph
 	$(BIN)/python -m pytest -m ceph tests/store
+
+test-slurm: $(READY)  ## runs as jobs of a real SLURM over two hosts, which is installed first where that may be done
+	$(BIN)/python -m tests.slurm.cluster
+	$(BIN)/python -m pytest -m slurm --timeout 900 tests/slurm
 
 test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own
 	$(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm

@@ -1,0 +1,195 @@
+"""Runs as jobs of a real SLURM over two hosts that share only files: to their end, cancelled, requeued, bereft."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
+from tests.slurm.cluster import NETWORK, Slurm, started_slurm
+
+pytestmark = pytest.mark.slurm
+PATIENCE_S = 400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    subprocess.run(command("tiny-model", str(folder)), check=True, capture_output=True, timeout=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with started_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(cluster):
+    """The cluster, with nothing on it afterwards, whatever the test has found."""
+    yield cluster
+    cluster.run("scancel", "--user=root", "--full")
+    wait_until(lambda: not cluster.run("squeue", "--noheader"), 100)
+
+
+class Job:
+    """A run that was submitted, and what is known of it."""
+
+    def __init__(self, slurm: Slurm, folder: Path, model: Path, *flags: str) -> None:
+        self.slurm, self.folder = slurm, folder
+        told = slurm.run(
+            *command("slurm", str(EXAMPLE), "--run", str(folder), "--model", str(model), *SMALL),
+            *("--warmup.steps", "2", "--engine.replicas", "2", "--cluster.network", NETWORK),
+            *("--cluster.silence_s", "20", "--slurm.nodes", "2", "--slurm.gpus_per_node", "2", *flags),
+        )
+        self.number = re.search(r"^job (\d+);", told, re.MULTILINE)[1]
+
+    def steps(self):
+        return len(rows(self.folder)) if (self.folder / "metrics.jsonl").exists() else 0
+
+    def events(self, kind):
+        file = self.folder / "events.jsonl"
+        every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [event for event in every if event["kind"] == kind]
+
+    def log(self):
+        return "".join(path.read_text() for path in sorted(self.folder.glob("logs/slurm-*.log")))
+
+    def until(self, there):
+        """Wait for it, and fail with what was said if the job ends before."""
+
+        def there_or_over():
+            return there() or self.slurm.state(self.number) in ("FAILED", "COMPLETED", "CANCELLED")
+
+        wait_until(there_or_over, PATIENCE_S)
+        assert there(), self.log()[-4000:]
+
+    def ended(self):
+        wait_until(
+            lambda: self.slurm.state(self.number) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), PATIENCE_S
+        )
+        wait_until(lambda: not self.processes(), 60)
+        return self.slurm.state(self.number)
+
+    def processes(self):
+        """Whatever still runs for this run, on either host."""
+        found = []
+        for one in psutil.process_iter(["cmdline"]):
+            line = " ".join(one.info["cmdline"] or ())
+            if str(self.folder) in line:
+                found.append(line)
+        return found
+
+    def process(self, *words):
+        """The one process whose command line has these words in it."""
+        (found,) = (one for one in psutil.process_iter(["cmdline"]) if self._is(one.info["cmdline"] or (), words))
+        return found
+
+    def _is(self, line, words):
+        return line[1:3] == ["-m", "filmroll"] and set(words) <= set(line) and str(self.folder) in line
+
+    def whole(self, steps):
+        """Every step has one row that counts, and the newest checkpoint holds all of them."""
+        done = {(row["phase"], row["step"]) for row in rows(self.folder)}
+        assert done == {*(("warmup", step) for step in range(2)), *(("rl", step) for step in range(steps))}
+        last = self.events("checkpoint")[-1]
+        assert (last["warmup"], last["rl"]) == (2, steps)
+        assert self.events("finished")
+
+
+def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "6")
+    job.until(lambda: len(job.events("joined")) == 4)
+    seen = {name: job.process("role", name).environ()["CUDA_VISIBLE_DEVICES"] for name in ("engine-0", "engine-1")}
+    assert seen == {"engine-0": "0", "engine-1": "1"}
+    assert job.process("role", "trainer").environ()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert job.process("role", "worker").environ()["CUDA_VISIBLE_DEVICES"] == ""
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    job.whole(6)
+    assert [row["version"] for row in rows(job.folder, "rl")] == [1, 2, 3, 4, 5, 6]
+    hosts = {event["process"]: event["host"].partition(",")[0] for event in job.events("joined")}
+    assert hosts == {"trainer": "n1", "worker": "n1", "engine-0": "n2", "engine-1": "n2"}
+    assert "mean reward over the last" in job.log()
+
+
+def test_what_is_cancelled_leaves_no_process_and_can_go_on(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "100000")
+    job.until(lambda: job.steps() >= 4)
+    assert len(job.processes()) > 5
+    slurm.run("scancel", job.number)
+    assert job.ended() == "CANCELLED"
+    assert "Traceback" not in job.log()
+    assert job.events("failed")
+
+
+def test_requeued_in_the_middle_it_goes_on_and_finishes(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "16")
+    job.until(lambda: job.steps() >= 6)
+    slurm.run("scontrol", "requeue", job.number)
+    wait_until(lambda: slurm.state(job.number) == "PENDING", 100)
+    wait_until(lambda: not job.processes(), 60)
+    slurm.start_now(job.number)
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    job.whole(16)
+    assert len(job.events("resumed")) == 1
+    # What was trained again is what came after the checkpoint: never more than the two steps between two of those.
+    again = Counter((row["phase"], row["step"]) for row in rows(job.folder))
+    assert sum(again.values()) - len(again) <= 2
+
+
+def test_told_of_the_time_limit_it_stops_at_a_checkpoint_and_trains_every_step_once(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "16", "--run.checkpoint_every", "1000")
+    job.until(lambda: job.steps() >= 6)
+    # As SLURM does at `--signal=B:USR1@...`, whose clock is too coarse for a test.
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    wait_until(lambda: slurm.state(job.number) == "PENDING", 100)
+    assert job.events("stopped")
+    slurm.start_now(job.number)
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    job.whole(16)
+    assert set(Counter((row["phase"], row["step"]) for row in rows(job.folder)).values()) == {1}
+    assert "stopped at a checkpoint" in job.log()
+
+
+def test_a_step_that_is_killed_is_started_again(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "100000")
+    job.until(lambda: job.steps() >= 4)
+    os.kill(job.process("engine", "engine-1").pid, signal.SIGKILL)
+    job.until(lambda: job.events("engine_restarted"))
+    died = [event["engine"] for event in job.events("engine_died")]
+    assert died == ["engine-1"]
+    assert "step engine-1 on n2 ended with status" in job.log()
+    done = job.steps()
+    job.until(lambda: job.steps() > done + 1)
+    slurm.run("scancel", job.number)
+    assert job.ended() == "CANCELLED"
+
+
+def test_a_host_that_dies_puts_the_job_back_into_the_queue(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "12")
+    job.until(lambda: job.steps() >= 4)
+    slurm.daemon("n2").kill()
+    for process in list(psutil.process_iter(["cmdline"])):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(job.folder) in line and "engine" in line:
+            process.kill()
+    slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=dead")
+    try:
+        wait_until(lambda: slurm.state(job.number) == "PENDING", 100)
+    finally:
+        slurm.start_daemon("n2")
+        time.sleep(1)
+        slurm.run("scontrol", "update", "nodename=n2", "state=resume", check=False)
+    slurm.start_now(job.number)
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    job.whole(12)
