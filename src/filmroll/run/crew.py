@@ -13,9 +13,10 @@ from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engines import Engines
 from filmroll.run.gate import opened_gate
-from filmroll.run.learner import Learner
+from filmroll.run.learner import Learner, Start
 from filmroll.run.member import Here, Member, Starter, engine_names
 from filmroll.run.players import Players
+from filmroll.run.served import Served
 
 
 class Crew:
@@ -35,6 +36,19 @@ class Crew:
         return memory(self.players.engines.memory(), self.learner.process, self.players.worker)
 
 
+class Restarts:
+    """How many processes were started again since they were counted last."""
+
+    def __init__(self) -> None:
+        self._engines = self._others = 0
+
+    def since(self, crew: Crew) -> dict[str, int]:
+        engines, others = crew.players.engines.restarts, crew.players.restarts + crew.learner.restarts
+        new = {"engine_restarts": engines - self._engines, "restarts": others - self._others}
+        self._engines, self._others = engines, others
+        return new
+
+
 def memory(engines: dict[str, int], *processes: Member) -> dict[str, int]:
     """Resident bytes of this process, the engines and others."""
     own = int(psutil.Process(os.getpid()).memory_info().rss)
@@ -50,12 +64,10 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
         if apart:
             names = [*engine_names(config), "trainer", "worker"]
             starter = await stack.enter_async_context(opened_gate(run, config, names))
-        engines = await started_engines(run, config, starter, stack)
-        trainer = await started("trainer", starter, stack)
-        players, learner = Players(engines, await started("worker", starter, stack)), Learner(config, trainer)
+        engines = await started_engines(run, config, stack, starter)
+        learner = await started_learner(run, config, stack, starter)
+        players = await started_players(run, config, engines, stack, starter)
         await asyncio.gather(players.connect(), learner.connect())
-        stack.push_async_callback(players.close)
-        stack.push_async_callback(learner.close)
         yield Crew(players, learner)
 
 
@@ -63,23 +75,40 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
 async def learner_alone(run: RunDirectory) -> AsyncIterator[Learner]:
     """A run's trainer, where nothing is sampled."""
     async with AsyncExitStack() as stack:
-        config = run.config()
-        learner = Learner(config, await started("trainer", Here(run, config), stack))
+        learner = await started_learner(run, run.config(), stack)
         await learner.connect()
-        stack.push_async_callback(learner.close)
         yield learner
 
 
-async def started_engines(run: RunDirectory, config: Config, starter: Starter, stack: AsyncExitStack) -> Engines:
+async def started_engines(
+    run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter | None = None
+) -> Engines:
     """The run's engines, being started; they end with the stack."""
-    engines = Engines(run, config, starter)
+    engines = Engines(run, config, starter or Here(run, config))
     stack.push_async_callback(engines.stop)
     await engines.start()
     return engines
 
 
-async def started(role: str, starter: Starter, stack: AsyncExitStack) -> Member:
-    """A process of this role, being started; it ends with the stack."""
-    process = await starter.start(role, 0)
-    stack.push_async_callback(process.stop)
-    return process
+async def started_players(
+    run: RunDirectory, config: Config, engines: Engines | Served, stack: AsyncExitStack, starter: Starter | None = None
+) -> Players:
+    """Those engines and a worker, which is being started; it ends with the stack."""
+    players = Players(run, config, engines, _starting("worker", starter or Here(run, config)))
+    await players.start()
+    stack.push_async_callback(players.stop)
+    return players
+
+
+async def started_learner(
+    run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter | None = None
+) -> Learner:
+    """The run's trainer, being started; it ends with the stack."""
+    learner = Learner(run, config, _starting("trainer", starter or Here(run, config)))
+    await learner.start()
+    stack.push_async_callback(learner.stop)
+    return learner
+
+
+def _starting(role: str, starter: Starter) -> Start:
+    return lambda: starter.start(role, 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from filmroll.rollout.client import EngineClient
 from filmroll.run.child import race
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
+from filmroll.run.lives import Lives
 from filmroll.run.member import Member, Starter, engine_names
 from filmroll.run.switchboard import Connect
 
 T = TypeVar("T")
-
-WITHIN_S = 600.0
-"""An engine may die `engine.restarts` times in so long."""
 
 Tell = Callable[[Connect], Awaitable[None]]
 """Says which engines there are."""
@@ -108,7 +105,7 @@ class Engines:
 
     async def _look_after(self, name: str) -> None:
         """Start an engine again whenever it has ended, until that is too often."""
-        deaths: deque[float] = deque()
+        lives = Lives(self._config.engine.restarts)
         while True:
             # Not awaited itself: whoever is cancelled would cancel it.
             await asyncio.wait({self._processes[name].exited})
@@ -116,11 +113,7 @@ class Engines:
             self._run.event("engine_died", engine=name, error=f"{lost.problem}: {lost.private}")
             await self._leave(name)
             now = time.monotonic()
-            deaths.append(now)
-            while deaths[0] < now - WITHIN_S:
-                deaths.popleft()
-            if len(deaths) > self._config.engine.restarts:
-                raise self._processes[name].lost(f", {len(deaths)} times within {WITHIN_S / 60:.0f} minutes")
+            lives.spend(self._processes[name])
             with suppress(RunError):
                 await self._start(name)
                 await self._join(name)

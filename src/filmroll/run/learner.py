@@ -1,11 +1,20 @@
-"""The trainer of a run as whoever teaches it speaks to it: samples by a stream, everything else by calls."""
+"""The trainer of a run as whoever teaches it speaks to it: samples by a stream, everything else by calls.
+
+A trainer that dies is started again at its checkpoint, and learns once more from what the stream still
+holds: all that came after. Whoever asked it for something has the answer then, and notices nothing.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from filmroll.errors import RunError
 from filmroll.run.config import Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.lives import Lives
 from filmroll.run.member import Member
 from filmroll.run.roles import codec
 from filmroll.train.step import Ask, Measure, Measured, Progress, Publish, Restored, StepReport, Take, TrainStep
@@ -14,15 +23,28 @@ from filmroll.wire.transport import Sender, open_sender
 
 T = TypeVar("T")
 
+Start = Callable[[], Awaitable[Member]]
+"""Starts a process of the run, and starts it again."""
+
 
 class Learner:
-    """A trainer that is alive."""
+    """A trainer that is alive, or will be again."""
 
-    def __init__(self, config: Config, process: Member) -> None:
-        self.process = process
+    def __init__(self, run: RunDirectory, config: Config, start: Start) -> None:
+        self.process: Member
+        self.restarts = 0
+        self._run = run
         self._config = config
-        self._caller: Caller
+        self._start = start
+        self._lives = Lives(config.run.restarts)
+        self._caller: Caller | None = None
         self._samples: Sender[TrainStep] | None = None
+        self._learnt = 0
+        """Before this message of the stream all are learnt from, by this trainer or the one that died."""
+
+    async def start(self) -> None:
+        """Start it; it is not waited for."""
+        self.process = await self._start()
 
     async def connect(self) -> None:
         """Wait until it can be spoken to."""
@@ -39,15 +61,24 @@ class Learner:
         restored = await self._ask("restore", Ask(), Restored)
         stream = open_sender(restored.samples, codec(self._config), self._config.transport.window)
         self._samples = await self.process.watch(stream)
+        self._learnt = restored.progress.steps
         return restored.progress
 
     async def step(self, work: TrainStep) -> StepReport:
         """Send a step's samples and have the trainer learn from them."""
-        return await self.take(await self.process.watch(self.samples.send(work)))
+        # Sent once, whatever becomes of the trainer meanwhile: the stream keeps it for the next one.
+        sending = asyncio.ensure_future(self.samples.send(work))
+        try:
+            number = await self._alive(lambda: self.process.watch(_unharmed(sending)))
+        finally:
+            sending.cancel()
+        return await self.take(number)
 
     async def take(self, number: int) -> StepReport:
         """Have the trainer learn from samples that are in the stream."""
-        return await self._ask("step", Take(number), StepReport)
+        report = await self._ask("step", Take(number), StepReport)
+        self._learnt = number + 1
+        return report
 
     async def measure(self, work: TrainStep) -> Measured:
         """What the loss of a step would be, without taking it."""
@@ -62,10 +93,65 @@ class Learner:
         """Have the weights written under this version."""
         await self._ask("publish", Publish(version), Ask)
 
-    async def close(self) -> None:
-        self._caller.close()
+    async def stop(self) -> None:
+        if self._caller is not None:
+            self._caller.close()
         if self._samples is not None:
             await self._samples.close()
+        await self.process.stop()
 
     async def _ask(self, name: str, message: Any, answer: type[T]) -> T:
+        return await self._alive(lambda: self._call(name, message, answer))
+
+    async def _call(self, name: str, message: Any, answer: type[T]) -> T:
+        if self._caller is None:
+            raise RunError("the trainer was spoken to before it was there")
         return await self.process.watch(self._caller.call(name, message, answer))
+
+    async def _alive(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives; where the trainer dies of it or before, the next one gives it."""
+        while True:
+            try:
+                return await work()
+            except RunError:
+                if not self.process.exited.done():
+                    raise
+            await self._revive()
+
+    async def _revive(self) -> None:
+        """Start the trainer again, until it has learnt what the one that died had learnt, or it dies too often."""
+        began = time.monotonic()
+        while True:
+            lost = self.process.lost()
+            self._run.event("trainer_died", error=f"{lost.problem}: {lost.private}")
+            self._lives.spend(self.process)
+            if self._caller is not None:
+                self._caller.close()
+                self._caller = None
+            try:
+                await self.start()
+                await self.connect()
+                learnt = await self._catch_up()
+            except RunError:
+                if not self.process.exited.done():
+                    raise
+            else:
+                self.restarts += 1
+                self._run.event("trainer_restarted", learnt_again=learnt, seconds=time.monotonic() - began)
+                return
+
+    async def _catch_up(self) -> int:
+        """How many steps it has taken once more."""
+        if self._samples is None:
+            return 0
+        restored = await self._call("restore", Ask(), Restored)
+        await self._samples.move(restored.samples)
+        missed = range(restored.progress.steps, self._learnt)
+        for number in missed:
+            await self._call("step", Take(number), StepReport)
+        return len(missed)
+
+
+async def _unharmed(work: asyncio.Future[T]) -> T:
+    """Its result; whoever gives up waiting for it leaves it alone."""
+    return await asyncio.shield(work)
