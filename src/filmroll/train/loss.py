@@ -60,7 +60,7 @@ def _policy(
     """[N] what is to grow, the ratios that it counts by, and which of them were clipped or truncated."""
     import torch
 
-    # Where the stream has no weight the ratio is 1: 0 times infinity would be NaN.
+    # Where the stream has no weight the ratio is 1, and nothing is told of it.
     apart = torch.where(batch.rl_weights > 0, logprobs - batch.logprobs, torch.zeros_like(logprobs))
     if config.truncate_at:
         # The old policy is the present one, as it stands when the step begins: a step has one update.

@@ -64,7 +64,8 @@ class Tally:
         self.on_policy += len(gaps)
         self.gap += float(gaps.sum())
         self.gap_max = _largest(self.gap_max, gaps)
-        self.mismatch += float(k3(apart).sum())
+        # In float32 nothing would be left of it where engine and trainer agree to the last digits.
+        self.mismatch += float(k3(apart.cpu().double()).sum())
         self.receipt += out.receipt
         self.image_wait += batch.image_wait
         self.masked += batch.masked
