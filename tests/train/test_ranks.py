@@ -1,0 +1,204 @@
+"""Two processes train as one does, to written tolerances; what stops one of them stops both, and is said once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from filmroll.engine.weights import INDEX, MANIFEST, read_weights, version_folder
+from filmroll.materialize.feed import load_model
+from filmroll.train.ranks import Ranks
+from tests.train.together import answers, team_of
+
+LOSS, NORM, WEIGHTS = 1e-5, 1e-4, 1e-5
+"""How far, relative, losses and gradient norms may be apart over 20 steps; and, absolute, weights after them."""
+MEANS = ("entropy", "ratio_mean", "ratio_max", "clip_fraction", "on_policy", "logprob_gap_mean", "logprob_gap_max")
+COUNTS = ("trained_tokens", "samples_masked")
+
+FIRST, LAST = [["step", number] for number in range(10)], [["step", number] for number in range(10, 20)]
+WHOLE = [*FIRST, ["save", 10], *LAST, ["publish", 1], ["plain", 20], ["single", 21], ["measure", 3]]
+"""What is compared, and behind it what only two can do."""
+AND_THEN = [["lost", 40], ["measure", 3], ["step", 22], ["restore", 0], *LAST[:3]]
+PATIENCE = 250
+
+
+class Together:
+    """Two ranks in a folder of their own."""
+
+    def __init__(self, place: Path, model: Path, store: Path, do, fault=""):
+        self.place = place
+        place.mkdir(exist_ok=True)
+        told = {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault}
+        (place / "plan.json").write_text(json.dumps(told))
+        self.log = place / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.train.together", str(place / "plan.json")],
+                stdout=log, stderr=log, cwd=Path(__file__).parents[2],
+            )  # fmt: skip
+
+    def wait_for(self, name):
+        end = time.monotonic() + PATIENCE
+        while not (self.place / name).exists():
+            assert time.monotonic() < end, self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+
+    def answers(self):
+        self.wait_for("finished")
+        self.end()
+        return [json.loads(line) for line in (self.place / "answers").read_text().splitlines()]
+
+    def pids(self):
+        return [int((self.place / f"pid_{rank}").read_text()) for rank in (0, 1)]
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def alone(place, model, store, do):
+    told = {"place": str(place), "model": str(model), "store": str(store), "do": do}
+    return list(answers(told, team_of(told, Ranks())))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module")
+def by_one(tiny_model, store, tmp_path_factory):
+    place = tmp_path_factory.mktemp("one")
+    return place, alone(place, tiny_model, store, WHOLE)
+
+
+@pytest.fixture(scope="module")
+def by_two(tiny_model, store, tmp_path_factory):
+    place = tmp_path_factory.mktemp("two")
+    return place, Together(place, tiny_model, store, [*WHOLE, *AND_THEN]).answers()
+
+
+def assert_same(found, expected):
+    assert found["loss"] == pytest.approx(expected["loss"], rel=LOSS)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=NORM)
+    for name in MEANS:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    for name in COUNTS:
+        assert found[name] == expected[name], name
+
+
+def test_twenty_steps_are_those_of_one_process(by_one, by_two):
+    steps = [pair for pair in zip(by_two[1], by_one[1], strict=False) if pair[1] and "loss" in pair[1]]
+    twenty = [pair for pair in steps if "grad_norm" in pair[0]][:20]
+    assert len(twenty) == 20
+    assert len({expected["loss"] for _, expected in twenty}) == 20
+    for found, expected in twenty:
+        assert_same(found, expected)
+        for name in ("tokens", "receipt"):
+            assert found[name] == expected[name], name
+        assert found["micro_batches"] % 2 == 0
+
+
+def test_a_step_without_images_and_one_of_too_few_samples_are_the_same_too(by_one, by_two):
+    """Where there are too few micro-batches, a rank has one that counts in no loss."""
+    for at in (22, 23):
+        assert_same(by_two[1][at], by_one[1][at])
+    assert by_one[1][23]["micro_batches"] < by_two[1][23]["micro_batches"]
+    for name in ("loss", "tokens"):
+        assert by_two[1][24][name] == pytest.approx(by_one[1][24][name], rel=LOSS)
+
+
+def test_weights_for_engines_are_the_same_in_as_many_files(by_one, by_two, tiny_model):
+    model = load_model(tiny_model)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    one, two = (read_weights(place / "weights", 1, shapes) for place, _ in (by_one, by_two))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=WEIGHTS, msg=name)
+    files = [
+        sorted(path.name for path in version_folder(place / "weights", 1).iterdir()) for place, _ in (by_one, by_two)
+    ]
+    assert files[0] == files[1]
+    assert {INDEX, MANIFEST} < set(files[0])
+    assert len(files[0]) > 3
+
+
+def test_transformers_loads_the_files(by_two, tiny_model, tmp_path):
+    place = version_folder(by_two[0] / "weights", 1)
+    folder = tmp_path / "model"
+    shutil.copytree(place, folder)
+    shutil.copy(tiny_model / "config.json", folder)
+    loaded = load_model(folder).state_dict()
+    written = read_weights(by_two[0] / "weights", 1, {name: tuple(value.shape) for name, value in loaded.items()})
+    assert all(torch.equal(loaded[name], value) for name, value in written.items())
+
+
+def test_an_error_on_one_rank_is_told_by_all_and_nothing_is_learnt(by_two):
+    _, found = by_two
+    lost, after, then = found[25:28]
+    assert lost["error"] == "ImageNotFoundError"
+    assert "rank 1: sample step_40/sample_" in lost["text"]
+    assert not lost["out_of_step"]
+    # Of the same weights as before, but for the step of one sample in between.
+    assert after["loss"] == found[24]["loss"]
+    assert then["loss"] > 0
+
+
+def test_a_checkpoint_goes_on_as_if_nothing_had_been(by_two):
+    """With as many ranks."""
+    _, found = by_two
+    assert found[28] == {"warmup": 1, "rl": 10, "skipped": 0}
+    for again, first in zip(found[29:], found[11:14], strict=True):
+        assert_same(again, first)
+
+
+def test_two_go_on_from_the_checkpoint_of_one(by_one, tiny_model, store, tmp_path):
+    shutil.copytree(by_one[0] / "checkpoints", tmp_path / "checkpoints")
+    found = Together(tmp_path, tiny_model, store, [["restore", 0], *LAST]).answers()
+    assert found[0]["rl"] == 10
+    for again, first in zip(found[1:], by_one[1][11:21], strict=True):
+        assert_same(again, first)
+
+
+def test_one_goes_on_from_the_checkpoint_of_two(by_one, by_two, tiny_model, store, tmp_path):
+    """The same file holds no part of one rank alone."""
+    shutil.copytree(by_two[0] / "checkpoints", tmp_path / "checkpoints")
+    assert len(list((tmp_path / "checkpoints" / "step_000011").glob("*.safetensors"))) == 2
+    found = alone(tmp_path, tiny_model, store, [["restore", 0], *LAST])
+    assert found[0]["rl"] == 10
+    for again, first in zip(found[1:], by_one[1][11:21], strict=True):
+        assert_same(again, first)
+
+
+def ended(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def assert_all_ended(together, words):
+    together.process.wait(PATIENCE)
+    said = together.log.read_text()
+    assert words in said.splitlines()[-1]
+    assert together.process.returncode == 1
+    assert all(map(ended, together.pids()))
+    assert not (together.place / "finished").exists()
+
+
+def test_a_rank_that_fails_where_others_wait_ends_them_all(tiny_model, store, tmp_path):
+    together = Together(tmp_path, tiny_model, store, [["step", 0]], "fails")
+    together.wait_for("pid_1")
+    assert_all_ended(together, "rank 1 of 2 failed: ValueError: this layer cannot go on")
+
+
+def test_a_rank_that_is_killed_where_others_wait_ends_them_all(tiny_model, store, tmp_path):
+    together = Together(tmp_path, tiny_model, store, [["step", 0]], "waits")
+    together.wait_for("waiting")
+    os.kill(together.pids()[1], signal.SIGKILL)
+    assert_all_ended(together, "rank 1 of 2 was ended by SIGKILL")

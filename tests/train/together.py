@@ -1,0 +1,141 @@
+"""A trainer of any number of ranks that does what a list says: a program under torchrun, or here alone.
+
+    python -m tests.train.together PLAN.json
+
+Every answer is a line in a file beside the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from filmroll.errors import FilmrollError
+from filmroll.families import load_family
+from filmroll.families.base import Family
+from filmroll.materialize import Materializer
+from filmroll.store import Store, open_store
+from filmroll.train.bins import Costs
+from filmroll.train.plan import deal, plan
+from filmroll.train.ranks import Ranks
+from filmroll.train.step import Progress, TrainerConfig, TrainStep
+from filmroll.train.team import Team
+from filmroll.train.trainer import Trainer
+from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
+
+CONFIG = TrainerConfig(threads=1, max_tokens=70)
+SIZES = ((32, 32), (64, 96), (96, 32), (64, 64))
+RATE = 5e-4
+
+
+def work(store: Store, family: Family, number: int, *, pictures: int = 4, count: int = 7) -> TrainStep:
+    """The step of that number: samples with and without images, more of them than fit into one micro-batch."""
+    noise = np.random.default_rng(number)
+    album = [
+        family.describe(store.put(noise.integers(0, 256, (*size, 3), np.uint8))) for size in SIZES[: max(1, pictures)]
+    ]
+    samples = []
+    for index in range(count):
+        ids, images = list(noise.integers(0, 200, 5 + index)), []
+        for shown in range(min(index % 3, pictures)):
+            images.append(PlacedImage(album[(index + shown) % len(album)], len(ids)))
+            ids += [*family.expansion(images[-1].descriptor), *noise.integers(0, 200, 4)]
+        token_ids = np.array(ids, np.int32)
+        samples.append(
+            TrainingSample(
+                name=f"step_{number}/sample_{index}",
+                token_ids=token_ids,
+                trained=((token_ids != family.placeholders.image) & (noise.random(len(ids)) < 0.5)).astype(np.uint8),
+                logprobs=noise.normal(-6, 0.3, len(ids)).astype(np.float32),
+                temperatures=np.full(len(ids), 0.8, np.float32),
+                versions=np.full(len(ids), number, np.int32),
+                advantage=1.0 - index % 3,
+                weights=LossWeights(rl=1.0, cross_entropy=0.25 * (index % 2)),
+                images=images,
+            )
+        )
+    return TrainStep(RATE, number, plan(samples, family, CONFIG).ranks[0])
+
+
+def step_without(store: Store, family: Family, number: int) -> TrainStep:
+    """A step of which an image is gone that rank 1 alone is given."""
+    made = work(store, family, number)
+    shown = [
+        {image.descriptor.image.uri for batch in part for image in batch.images}
+        for part in deal(made.micro_batches, Costs(family), 2)
+    ]
+    Path(min(shown[1] - shown[0]).removeprefix("file://")).unlink()
+    return made
+
+
+def team_of(told: dict[str, Any], ranks: Ranks) -> Team:
+    place, model, store = Path(told["place"]), Path(told["model"]), open_store(told["store"])
+    trainer = Trainer(model, Materializer(store, load_family(model)), CONFIG, ranks=ranks)
+    return Team(trainer, weights=place / "weights", checkpoints=place / "checkpoints", keep=2, shard_bytes=1 << 20)
+
+
+def answers(told: dict[str, Any], team: Team) -> Iterator[Any]:
+    """What rank 0 hears, one after the other; an error of filmroll's is an answer, too."""
+    store, family = open_store(told["store"]), load_family(Path(told["model"]))
+    actions: dict[str, Callable[[int], Any]] = {
+        "step": lambda number: team.step(work(store, family, number)),
+        "plain": lambda number: team.step(work(store, family, number, pictures=0)),
+        "single": lambda number: team.step(work(store, family, number, count=2)),
+        "lost": lambda number: team.step(step_without(store, family, number)),
+        "measure": lambda number: team.measure(work(store, family, number)),
+        "save": lambda number: team.save(Progress(1, number)),
+        "restore": lambda _: team.restore(),
+        "publish": team.publish,
+    }
+    for name, number in told["do"]:
+        try:
+            yield msgspec.to_builtins(actions[name](number))
+        except FilmrollError as error:
+            yield {"error": type(error).__name__, "text": str(error), "out_of_step": team.ranks.out_of_step}
+
+
+def main(told: dict[str, Any]) -> None:
+    place, ranks = Path(told["place"]), Ranks.join()
+    team = team_of(told, ranks)
+    (place / f"pid_{ranks.rank}").write_text(str(os.getpid()))
+    if told["fault"] and ranks.rank == 1:
+        layer = team._trainer.model.model.language_model.layers[1]
+        layer.register_forward_pre_hook(lambda *_: FAULTS[told["fault"]](place))
+    if not ranks.leads:
+        team.follow()
+    for answer in answers(told, team):
+        with (place / "answers").open("a") as file:
+            file.write(json.dumps(answer) + "\n")
+    (place / "finished").touch()
+    # Until whoever started this has seen it, and ends it.
+    time.sleep(600)
+
+
+def _fail(_place: Path) -> None:
+    raise ValueError("this layer cannot go on")
+
+
+def _wait(place: Path) -> None:
+    (place / "waiting").touch()
+    time.sleep(600)
+
+
+FAULTS = {"fails": _fail, "waits": _wait}
+"""What rank 1 does in the middle of a forward, where rank 0 waits for it."""
+
+if __name__ == "__main__":
+    from filmroll.run.torchrun import is_rank, saying_what_failed, start_ranks
+
+    told = json.loads(Path(sys.argv[1]).read_text())
+    if is_rank():
+        saying_what_failed(lambda: main(told))
+    else:
+        start_ranks(2, ["-m", "tests.train.together", sys.argv[1]])
