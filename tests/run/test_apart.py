@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -158,15 +157,20 @@ def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, model, sign):
         nobody_is_left(run.folder)
 
 
-def test_one_that_is_told_to_end_says_goodbye_and_the_run_says_why_it_ends(tmp_path, model):
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "1000") as run:
+def test_one_that_is_told_to_end_says_goodbye_and_the_others_go_on(tmp_path, model):
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
-        wait_until(lambda: run.steps() >= 1)
-        others["worker"].terminate()
-        assert others["worker"].wait(timeout=60) == 128 + signal.SIGTERM
-        text = said(orchestrator)
-        assert orchestrator.returncode == 1
-        assert re.search(r"process worker ended .*it was told to end", text)
+        wait_until(lambda: run.steps() >= 3)
+        pid = run.pid("engine-1")
+        others["engine-1"].terminate()
+        assert others["engine-1"].wait(timeout=60) == 128 + signal.SIGTERM
+        assert not psutil.pid_exists(pid)
+        wait_until(lambda: run.events("engine_died"))
+        assert [event["why"] for event in run.events("left")] == ["it was told to end"]
+        done = run.steps()
+        wait_until(lambda: run.steps() > done + 1)
+        orchestrator.send_signal(signal.SIGUSR1)
+        assert orchestrator.wait(timeout=100) == 75
         assert all(process.wait(timeout=60) is not None for process in others.values())
         nobody_is_left(run.folder)
 

@@ -81,4 +81,3 @@ def test_one_that_dies_again_and_again_ends_the_run(tmp_path: Path, victim: str)
     assert f"process {victim} ended with status -9, 2 times within 10 minutes" in complaint
     assert "--resume" in complaint
     assert "Traceback" not in complaint
-

@@ -121,12 +121,11 @@ def test_a_process_sees_the_gpus_of_the_job_that_it_was_given(tmp_path, given, h
 
 
 def test_on_one_node_engines_have_the_gpus_after_the_trainers(tmp_path):
-    _, config = made(tmp_path, slurm={"gpus_per_node": 4}, engine={"replicas": 3})
+    _, config = made(tmp_path, slurm={"gpus_per_node": 4}, engine={"replicas": 2}, trainer={"ranks": 2})
     assert [(step.name, list(step.gpus)) for step in layout(config)] == [
-        ("trainer", [0]),
-        ("engine-0", [1]),
-        ("engine-1", [2]),
-        ("engine-2", [3]),
+        ("trainer", [0, 1]),
+        ("engine-0", [2]),
+        ("engine-1", [3]),
         ("worker", []),
     ]
 

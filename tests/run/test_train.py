@@ -194,7 +194,11 @@ def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
 def test_a_process_that_dies_stops_the_run_with_its_name(finished, tmp_path, victim):
     directory = tmp_path / "run"
     run = subprocess.Popen(
-        command("train", str(EXAMPLE), *flags(directory, 1, 200, "--engine.restarts", "0", "--run.restarts", "0", *same_model(finished))),
+        command(
+            "train",
+            str(EXAMPLE),
+            *flags(directory, 1, 200, "--engine.restarts", "0", "--run.restarts", "0", *same_model(finished)),
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -81,6 +81,12 @@ class Job:
         wait_until(lambda: not self.processes(), 60)
         return self.slurm.state(self.number)
 
+    def start_again(self):
+        """Once it waits in the queue again, and its nodes have forgotten that it was there."""
+        wait_until(lambda: self.slurm.state(self.number) == "PENDING" and not self.processes(), 100)
+        time.sleep(3)
+        self.slurm.start_now(self.number)
+
     def processes(self):
         """Whatever still runs for this run, on either host."""
         found = []
@@ -108,11 +114,11 @@ class Job:
 
 
 def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
-    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "6")
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "6", "--trainer.ranks", "2")
     job.until(lambda: len(job.events("joined")) == 4)
     seen = {name: job.process("role", name).environ()["CUDA_VISIBLE_DEVICES"] for name in ("engine-0", "engine-1")}
     assert seen == {"engine-0": "0", "engine-1": "1"}
-    assert job.process("role", "trainer").environ()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert job.process("role", "trainer").environ()["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert job.process("role", "worker").environ()["CUDA_VISIBLE_DEVICES"] == ""
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(6)
@@ -136,9 +142,7 @@ def test_requeued_in_the_middle_it_goes_on_and_finishes(slurm, tmp_path, model):
     job = Job(slurm, tmp_path / "run", model, "--rl.steps", "16")
     job.until(lambda: job.steps() >= 6)
     slurm.run("scontrol", "requeue", job.number)
-    wait_until(lambda: slurm.state(job.number) == "PENDING", 100)
-    wait_until(lambda: not job.processes(), 60)
-    slurm.start_now(job.number)
+    job.start_again()
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(16)
     assert len(job.events("resumed")) == 1
@@ -152,9 +156,8 @@ def test_told_of_the_time_limit_it_stops_at_a_checkpoint_and_trains_every_step_o
     job.until(lambda: job.steps() >= 6)
     # As SLURM does at `--signal=B:USR1@...`, whose clock is too coarse for a test.
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)
-    wait_until(lambda: slurm.state(job.number) == "PENDING", 100)
+    job.start_again()
     assert job.events("stopped")
-    slurm.start_now(job.number)
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(16)
     assert set(Counter((row["phase"], row["step"]) for row in rows(job.folder)).values()) == {1}
@@ -164,7 +167,7 @@ def test_told_of_the_time_limit_it_stops_at_a_checkpoint_and_trains_every_step_o
 def test_a_step_that_is_killed_is_started_again(slurm, tmp_path, model):
     job = Job(slurm, tmp_path / "run", model, "--rl.steps", "100000")
     job.until(lambda: job.steps() >= 4)
-    os.kill(job.process("engine", "engine-1").pid, signal.SIGKILL)
+    os.kill(job.process("--run", "engine-1").pid, signal.SIGKILL)
     job.until(lambda: job.events("engine_restarted"))
     died = [event["engine"] for event in job.events("engine_died")]
     assert died == ["engine-1"]
@@ -190,6 +193,6 @@ def test_a_host_that_dies_puts_the_job_back_into_the_queue(slurm, tmp_path, mode
         slurm.start_daemon("n2")
         time.sleep(1)
         slurm.run("scontrol", "update", "nodename=n2", "state=resume", check=False)
-    slurm.start_now(job.number)
+    job.start_again()
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(12)

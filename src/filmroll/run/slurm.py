@@ -49,13 +49,13 @@ def layout(config: Config) -> list[Step]:
         if last > chosen.gpus_per_node:
             raise ConfigError(
                 f"{name} would need GPU {last} of node {node}, which has {chosen.gpus_per_node}",
-                remedy="See slurm.gpus_per_node, slurm.engine_gpus, slurm.engine_nodes and engine.replicas",
+                remedy="See slurm.gpus_per_node, trainer.ranks, slurm.engine_gpus, slurm.engine_nodes and engine.replicas",
             )
         return Step(role, name, node, range(first, last))
 
     others = tuple(node for node in taken if node != chosen.trainer_node)
     places = chosen.engine_nodes or others or (chosen.trainer_node,)
-    steps = [step("trainer", "trainer", chosen.trainer_node, 1)]
+    steps = [step("trainer", "trainer", chosen.trainer_node, config.trainer.ranks)]
     for number, name in enumerate(engine_names(config)):
         steps.append(step("engine", name, places[number % len(places)], chosen.engine_gpus))
     return [*steps, step("worker", "worker", chosen.worker_node, 0)]

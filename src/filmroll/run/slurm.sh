@@ -49,6 +49,7 @@ while [ -n "$told" ]; do
     now=$?
     [ "$now" -eq 127 ] || status=$now
 done
+trap - USR1 TERM
 # The others end with it.
 wait
 if [ "$status" -eq 75 ]; then
