@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from filmroll.cli_eval import evaluate
 from filmroll.cli_rollouts import rollouts_app
 from filmroll.cli_run import carry_out, roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
+from filmroll.cli_sft import sft
 from filmroll.cli_store import store_app
 from filmroll.errors import ConfigError, FilmrollError
 
@@ -31,6 +33,9 @@ EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch"
 """Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
+app.command(context_settings=FLAGS)(sft)
+app.command("eval", context_settings=FLAGS)(evaluate)
+
 
 @app.command(context_settings=FLAGS)
 def train(
@@ -40,6 +45,7 @@ def train(
 ) -> None:
     """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
     from filmroll.run.config import help_text, load_config
+    from filmroll.run.course import resumed
     from filmroll.run.directory import RunDirectory
 
     if "--help" in (str(config), *context.args) or (config is None and resume is None):
@@ -48,7 +54,7 @@ def train(
     if resume is not None:
         if config is not None or context.args:
             raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
-        run = RunDirectory.open(resume)
+        run = resumed(resume, "train")
     else:
         run = RunDirectory.create(load_config(Path(str(config)), context.args))
     carry_out(run, resume=resume is not None)

@@ -107,7 +107,8 @@ def role(
 def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
     """Train in this folder and write the report; what was told to end soon exits with a status of its own."""
     from filmroll.run.directory import newest_run
-    from filmroll.run.orchestrator import Ending, train
+    from filmroll.run.ending import Ending
+    from filmroll.run.orchestrator import train
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
 
@@ -117,7 +118,7 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
         run.mend()
     settings = run.config()
     control = newest_run(settings.run.control) if settings.run.control else None
-    with Display(settings, run.path) as display:
+    with Display(run.path, {"warmup": settings.warmup.steps, "rl": settings.rl.steps}) as display:
         try:
             whole = train(settings, run, display.step, resume=resume, apart=apart, ending=ending)
         finally:

@@ -29,6 +29,7 @@
     │   ├── PlaceholderTextError    400  a message spells out a token of images or of the chat's markup
     │   ├── PromptTooLongError      400  a prompt of more tokens than are allowed
     │   └── PrefixError             400  a turn that would not extend the turn before it
+    ├── DatasetError                400  a row of a data set that cannot be learnt from
     ├── EngineError                 502  the inference engine
     │   ├── EngineUnavailableError  503
     │   ├── EngineRefusedError      400  it answered with an error of its own
@@ -244,6 +245,10 @@ class PromptTooLongError(RenderError):
 
 class PrefixError(RenderError):
     code = "prefix"
+
+
+class DatasetError(FilmrollError):
+    code, status = "dataset", 400
 
 
 class EngineError(FilmrollError):

@@ -16,11 +16,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from filmroll.dataset.config import DataConfig
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
 from filmroll.render.markup import Typed
 from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
+from filmroll.run.eval_config import EvalConfig
 from filmroll.run.network import read_network
+from filmroll.run.sft_config import SftConfig
 from filmroll.run.slurm_config import SlurmConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
@@ -224,6 +227,9 @@ class Config(BaseSettings):
     warmup: WarmupConfig = WarmupConfig()
     rl: RlConfig = RlConfig()
     loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    eval: EvalConfig = EvalConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EmbeddedEngineConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -259,7 +265,7 @@ class Config(BaseSettings):
 
 def load_config(path: Path, flags: list[str] | None = None) -> Config:
     """The file's configuration with the command line's flags on top of it."""
-    return _built(_read(path), flags or [], path)
+    return build_config(read_toml(path), flags or [], str(path))
 
 
 def saved_config(path: Path) -> Config:
@@ -270,7 +276,8 @@ def saved_config(path: Path) -> Config:
         raise ConfigError("the run's config.json is missing or damaged", private=f"{path}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a file says, unchecked."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -279,22 +286,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no TOML: {error}") from error
 
 
-def _built(values: dict[str, Any], flags: list[str], path: Path) -> Config:
+def build_config(values: dict[str, Any], flags: list[str], what: str) -> Config:
+    """The configuration of these values and flags; errors say what they are of."""
     try:
         return CliApp.run(Config, cli_args=flags, cli_exit_on_error=False, **values)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise ConfigError(
-            f"{path}{' with ' + ' '.join(flags) if flags else ''}: {wrong}",
+            f"{what}{' with ' + ' '.join(flags) if flags else ''}: {wrong}",
             remedy="`filmroll train --help` lists every field",
         ) from error
     except SettingsError as error:
         raise ConfigError(f"command line: {error}", remedy="`filmroll train --help` lists every field") from error
 
 
-def help_text() -> str:
+def help_text(command: str = "filmroll train CONFIG.toml") -> str:
     """Every field with its default, as `filmroll train --help` prints it."""
-    settings: CliSettingsSource[Any] = CliSettingsSource(
-        Config, cli_prog_name="filmroll train CONFIG.toml", cli_parse_args=False
-    )
+    settings: CliSettingsSource[Any] = CliSettingsSource(Config, cli_prog_name=command, cli_parse_args=False)
     return str(settings.root_parser.format_help())

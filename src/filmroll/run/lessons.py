@@ -20,6 +20,9 @@ from filmroll.train.processed import with_images
 from filmroll.train.step import Measured, StepReport, TrainStep
 from filmroll.wire.training import MicroBatch, TrainingSample
 
+DEMONSTRATED = -2
+"""The policy version of a supervised step: no token was sampled by it."""
+
 
 class Lessons:
     """The samples of a run on their way to its trainer."""

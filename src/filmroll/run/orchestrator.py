@@ -5,42 +5,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
-from filmroll.render.renderer import check_options
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
-from filmroll.run.config import TINY, Config, RlConfig, WarmupConfig
+from filmroll.run.ahead import played_ahead
+from filmroll.run.config import Config, RlConfig, WarmupConfig
+from filmroll.run.course import Observer, course, ready_model
 from filmroll.run.crew import Crew, crew
 from filmroll.run.directory import RunDirectory
-from filmroll.run.lessons import Lessons
+from filmroll.run.ending import Ending
+from filmroll.run.lessons import DEMONSTRATED, Lessons
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.record import rollout_record
 from filmroll.run.roles import model_dir
-from filmroll.run.variables import launched_variables
 from filmroll.train.samples import branch_advantages, recent, samples
 from filmroll.train.step import Progress
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample
-
-T = TypeVar("T")
-
-DEMONSTRATED = -2
-"""The policy version of a warm-up step: no token was sampled by it."""
-
-Observer = Callable[[dict[str, Any]], None]
-"""Told of each step's metrics as they are written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +44,6 @@ class Gathered:
         return [played for group in self.groups for played in group]
 
 
-@dataclass(slots=True)
-class Ending:
-    """How a run is told to end. SIGTERM ends it at once; `soon` after the step that is under way, with a checkpoint."""
-
-    soon: bool = False
-    now: bool = False
-
-    def end(self, work: asyncio.Future[Any]) -> None:
-        self.now = True
-        work.cancel()
-
-    def listen(self) -> None:
-        """From now on SIGUSR1 means soon."""
-
-        def hear(_signal: int, _frame: FrameType | None) -> None:
-            self.soon = True
-
-        signal.signal(signal.SIGUSR1, hear)
-
-
 def train(
     config: Config,
     run: RunDirectory,
@@ -89,35 +57,18 @@ def train(
 
     Returns whether it has reached its end: False where it was told to end soon.
     """
-    run.event("resumed" if resume else "started", chance=config.environment.chance)
-    try:
-        launched_variables(run, config)
-        if config.model == TINY:
-            _build_tiny_model(run.model, config.seed)
-        # Said here, a wrong model or option is one clear error; said by a process, it would be a process that ended.
-        load_family(model_dir(run, config))
-        check_options(model_dir(run, config), config.render.options)
-        whole = asyncio.run(_train(config, run, observe, apart, ending or Ending()))
-    except BaseException as error:
-        run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
-        raise
-    run.event("finished" if whole else "stopped")
-    return whole
+    ending = ending or Ending()
+    with course(run, "train", resume=resume, ending=ending, chance=config.environment.chance):
+        ready_model(run, config)
+        asyncio.run(_train(config, run, observe, apart, ending))
+    return not ending.early
 
 
-def _build_tiny_model(folder: Path, seed: int) -> None:
-    """In a process of its own: the orchestrator never loads torch."""
-    command = [sys.executable, "-m", "filmroll", "tiny-model", str(folder), "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
-    if done.returncode:
-        raise RunError("the tiny model could not be built", private=done.stderr.strip()[-2000:])
-
-
-async def _train(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> bool:
+async def _train(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> None:
     working = asyncio.ensure_future(_work(config, run, observe, apart, ending))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.end, working)
     try:
-        return await working
+        ending.early = not await working
     except asyncio.CancelledError:
         if not ending.now:
             raise
@@ -307,22 +258,3 @@ class Orchestrator:
 def falling_rate(phase: WarmupConfig | RlConfig, step: int) -> float:
     """The learning rate of a phase's step: from the first's to the last's in a straight line."""
     return phase.learning_rate + (phase.final_learning_rate - phase.learning_rate) * step / max(1, phase.steps - 1)
-
-
-async def played_ahead(
-    play: Callable[[int], Awaitable[T]], first: int, end: int, ahead: int
-) -> AsyncGenerator[tuple[int, T, float], None]:
-    """Each step's number, what was played for it, and when it began; so many steps `ahead` are played meanwhile."""
-    coming: deque[asyncio.Task[T]] = deque()
-    try:
-        for step in range(first, end):
-            started = time.perf_counter()
-            played = await (coming.popleft() if coming else play(step))
-            while len(coming) < min(ahead, end - step - 1):
-                coming.append(asyncio.ensure_future(play(step + 1 + len(coming))))
-            yield step, played, started
-    finally:
-        for one in coming:
-            one.cancel()
-        if coming:
-            await asyncio.wait(coming)

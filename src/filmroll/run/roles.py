@@ -79,7 +79,7 @@ async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
         options=config.render.options,
     )
     environment = make_environment(config.environment)
-    switchboard = Switchboard(model_name(config))
+    switchboard = Switchboard(config.eval.served_name or model_name(config))
     worker = Worker(environment, renderer, switchboard)
 
     async def connect(message: Connect) -> Nothing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -10,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from filmroll.run.config import Config
 from filmroll.view.records import read_run
 
 WINDOW = 10
@@ -18,13 +18,15 @@ WINDOW = 10
 
 
 class Display:
-    """Shows phase, step, reward, images per second and memory as steps come in."""
+    """Shows phase, step, reward or loss, images per second and memory as steps come in."""
 
-    def __init__(self, config: Config, run: Path) -> None:
-        self._console = Console()
+    def __init__(self, run: Path, totals: Mapping[str, int | None], *, quiet: bool = False) -> None:
+        """`totals` has the steps of each phase, none where a step's own row says so; `quiet` shows nothing."""
+        self._console = Console(quiet=quiet)
         self._run = run
         self._rewards = {row["step"]: row["reward"] for row in read_run(run).rl if "reward" in row}
-        self._totals = {"warmup": config.warmup.steps, "rl": config.rl.steps}
+        self._totals = dict(totals)
+        self._loss: float | None = None
         self._bar = Progress(
             TextColumn("{task.description:>7}"),
             BarColumn(),
@@ -37,7 +39,7 @@ class Display:
         self._tasks = {
             phase: self._bar.add_task(phase, total=total, figures="starting")
             for phase, total in self._totals.items()
-            if total
+            if total != 0
         }
 
     def __enter__(self) -> Display:
@@ -52,19 +54,25 @@ class Display:
 
     def step(self, row: dict[str, Any]) -> None:
         """One step's metrics."""
+        phase, done = row["phase"], row["step"] + 1
         if "reward" in row:
             # After a resume, a step that is taken again replaces what came of it before.
             kept = {step: reward for step, reward in self._rewards.items() if step < row["step"]}
             self._rewards = {**kept, row["step"]: row["reward"]}
-        figures, phase, done = self._figures(row), row["phase"], row["step"] + 1
+        self._loss = row.get("held_out_loss", self._loss)
+        self._totals[phase] = total = row.get("steps", self._totals[phase])
+        figures = self._figures(row)
         if self._console.is_terminal:
-            self._bar.update(self._tasks[phase], completed=done, figures=figures)
-        elif done % WINDOW == 0 or done == self._totals[phase]:
-            self._console.print(f"{phase} {done}/{self._totals[phase]}  {figures}", highlight=False, soft_wrap=True)
+            self._bar.update(self._tasks[phase], completed=done, total=total, figures=figures)
+        elif done % WINDOW == 0 or done == total or phase == "eval":
+            self._console.print(f"{phase} {done}/{total}  {figures}", highlight=False, soft_wrap=True)
 
     def conclusion(self, report: Path) -> str:
-        """The one line that a run ends with."""
+        """The one line that a run of training ends with."""
         last = self._last()
+        if "sft" in self._totals:
+            held = "no rows were held out" if self._loss is None else f"loss on held-out rows: {self._loss:.4f}"
+            return f"{held}; model: {self._run / 'trained'}; report: {report}"
         if not last:
             return f"no reinforcement learning steps were taken; report: {report}"
         return f"mean reward over the last {len(last)} steps: {fmean(last):.3f}; report: {report}"
@@ -73,8 +81,10 @@ class Display:
         return list(self._rewards.values())[-WINDOW:]
 
     def _figures(self, row: dict[str, Any]) -> str:
-        parts = [f"loss {row['loss']:+.3f}", f"{row['images_per_second']:.0f} images/s"]
-        parts.append(f"{sum(row['memory'].values()) / 1e6:.0f} MB")
+        parts = [f"loss {row['loss']:+.3f}"] if "loss" in row else []
+        if self._loss is not None:
+            parts.append(f"held out {self._loss:.3f}")
+        parts += [f"{row['images_per_second']:.0f} images/s", f"{sum(row['memory'].values()) / 1e6:.0f} MB"]
         last = self._last()
         if last and "reward" in row:
             parts.insert(0, f"reward {row['reward']:.2f} (last {len(last)}: {fmean(last):.2f})")

@@ -1,0 +1,41 @@
+"""`filmroll sft`: supervised training on conversations with images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from filmroll.errors import ConfigError
+
+
+def sft(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="A TOML file with a [data] section.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="The folder of a run to go on with.")] = None,
+) -> None:
+    """Learn conversations with images; every field is also a flag: --data.path chats.jsonl --sft.epochs 3."""
+    from filmroll.run.config import help_text, load_config
+    from filmroll.run.course import resumed
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.sft import sft as run_sft
+    from filmroll.view.display import Display
+    from filmroll.view.report import write_report
+
+    if "--help" in (str(config), *context.args) or (config is None and resume is None):
+        fields = help_text("filmroll sft CONFIG.toml")
+        typer.echo(f"{fields}\nfilmroll sft --resume RUN goes on with a run from its last checkpoint.")
+        return
+    if resume is not None:
+        if config is not None or context.args:
+            raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
+        run = resumed(resume, "sft")
+    else:
+        run = RunDirectory.create(load_config(Path(str(config)), context.args))
+    with Display(run.path, {"sft": None}) as display:
+        try:
+            run_sft(run.config(), run, display.step, resume=resume is not None)
+        finally:
+            report = write_report(run.path)
+    typer.echo(display.conclusion(report))

@@ -1,0 +1,78 @@
+"""What the commands that make a run have in common: its beginning, its end, and whose run it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filmroll.errors import ConfigError, RunError
+from filmroll.families import Family, load_family
+from filmroll.render.renderer import check_options
+from filmroll.run.config import TINY, Config
+from filmroll.run.directory import RunDirectory
+from filmroll.run.ending import Ending
+from filmroll.run.roles import model_dir
+from filmroll.run.variables import launched_variables
+
+Observer = Callable[[dict[str, Any]], None]
+"""Told of each step's metrics as they are written down."""
+
+
+@contextmanager
+def course(
+    run: RunDirectory, command: str, *, resume: bool = False, ending: Ending | None = None, **about: Any
+) -> Iterator[None]:
+    """The run begins and ends, and its events say so, whatever the end is like."""
+    run.event("resumed" if resume else "started", command=command, **about)
+    try:
+        yield
+    except BaseException as error:
+        run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+        raise
+    run.event("stopped" if ending is not None and ending.early else "finished")
+
+
+def ready_model(run: RunDirectory, config: Config) -> Family:
+    """The family of the run's model, which is built first where that is asked for.
+
+    Said here, a wrong model or option is one clear error; said by a process, it would be a process that ended.
+    """
+    launched_variables(run, config)
+    if config.model == TINY:
+        _build_tiny_model(run.model, config.seed)
+    check_options(model_dir(run, config), config.render.options)
+    return load_family(model_dir(run, config))
+
+
+def command_of(run: RunDirectory) -> str:
+    """Which command's run this is: train, sft or eval."""
+    try:
+        with run.events_file.open() as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return "train"
+    return str(first.get("command", "train"))
+
+
+def resumed(path: Path, command: str) -> RunDirectory:
+    """The run in this folder, ready to be gone on with by the command that began it."""
+    run = RunDirectory.open(path)
+    if (began := command_of(run)) != command:
+        raise ConfigError(
+            f"{path} is the run of `filmroll {began}`", remedy=f"Go on with it by `filmroll {began} --resume`"
+        )
+    run.mend()
+    return run
+
+
+def _build_tiny_model(folder: Path, seed: int) -> None:
+    """In a process of its own: the orchestrator never loads torch."""
+    command = [sys.executable, "-m", "filmroll", "tiny-model", str(folder), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    if done.returncode:
+        raise RunError("the tiny model could not be built", private=done.stderr.strip()[-2000:])
