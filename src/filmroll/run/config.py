@@ -54,6 +54,8 @@ class RunConfig(Section):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest ones."""
+    restarts: int = Field(default=3, ge=0)
+    """How often within ten minutes the trainer is started again when it dies, and how often the worker."""
     record_every: int = Field(default=5, ge=1)
     """Steps between those whose rollouts are written down for people; the last is always written."""
     control: str = ""

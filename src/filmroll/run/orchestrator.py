@@ -18,7 +18,7 @@ from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.ahead import played_ahead
 from filmroll.run.config import Config, RlConfig, WarmupConfig
 from filmroll.run.course import Observer, course, ready_model
-from filmroll.run.crew import Crew, crew
+from filmroll.run.crew import Crew, Restarts, crew
 from filmroll.run.directory import RunDirectory
 from filmroll.run.ending import Ending
 from filmroll.run.lessons import DEMONSTRATED, Lessons
@@ -97,7 +97,7 @@ class Orchestrator:
         self._hands = hands
         self._observe = observe
         self._ending = ending
-        self._restarts = 0
+        self._restarts = Restarts()
         self._family = load_family(model_dir(run, config))
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
@@ -182,7 +182,7 @@ class Orchestrator:
             "samples_stale": stale,
             "sample_bytes": self._hands.learner.samples.sent_bytes - sent,
             "images_per_second": row["images"] / (done - started),
-            "engine_restarts": self._hands.players.engines.restarts - self._restarts,
+            **self._restarts.since(self._hands),
             "memory": self._hands.memory(),
             "seconds": {
                 "rollout": gathered.seconds,
@@ -191,7 +191,6 @@ class Orchestrator:
                 "total": done - started,
             },
         }
-        self._restarts += row["engine_restarts"]
         self._note(row)
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
