@@ -31,9 +31,12 @@ def orchestrator(context: typer.Context, config: File = None, run: Folder = None
     A run that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step
     that is under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
     """
+    from filmroll.run.course import resumed
+
     _log()
     found = _run(config, run, context.args)
-    carry_out(found, resume=found.begun, apart=True)
+    begun = found.begun
+    carry_out(resumed(found.path, "train") if begun else found, resume=begun, apart=True)
 
 
 @roles_app.command(context_settings=FLAGS)
@@ -114,8 +117,6 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
 
     ending = Ending()
     ending.listen()
-    if resume:
-        run.mend()
     settings = run.config()
     control = newest_run(settings.run.control) if settings.run.control else None
     with Display(run.path, {"warmup": settings.warmup.steps, "rl": settings.rl.steps}) as display:

@@ -70,7 +70,8 @@ class Remote(Watched):
         self.there = asyncio.Event()
         self.ready = asyncio.Event()
         self.last = Pulse(name, "", "")
-        self._call = f"filmroll {role_of(name)} --run {run.path} --name {name}"
+        named = f" --name {name}" if role_of(name) == "engine" else ""
+        self._call = f"filmroll {role_of(name)} --run {run.path}{named}"
         self._patience = patience
 
     async def endpoint(self) -> str:
@@ -101,6 +102,11 @@ class Remote(Watched):
         if not self.exited.done():
             self.last = Pulse(self.name, self.last.host, self.last.session, words=words)
             self.exited.set_result(status)
+
+    def lost(self, circumstance: str = "") -> RunError:
+        if self.exited.result() != _LOST:
+            return super().lost(circumstance)
+        return RunError(f"process {self.name} is lost{circumstance}", remedy=self.remedy, private=self.last_words())
 
     def last_words(self) -> str:
         return self.last.words
