@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from filmroll.engine.weights import read_weights, write_weights
 from filmroll.errors import ConfigError
+from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, vision_tower
+from filmroll.train import checkpoint
 from filmroll.train.forward import forward
 from filmroll.train.model import merged, trainable, training_model
-from filmroll.train.step import TrainerConfig
+from filmroll.train.step import Progress, TrainerConfig, TrainStep
+from filmroll.train.trainer import Trainer
+from filmroll.wire.training import MicroBatch
 from tests.train.every_case import CASES, SHOWN, Ground, gradients
 
 
@@ -144,8 +149,8 @@ def test_adapters_learn_and_engines_get_them_merged(ground, tmp_path):
 
 
 def test_adapters_begin_alike_in_every_process(tiny):
-    torch.manual_seed(1)
     one = training_model(tiny.folder, LORA)
+    torch.manual_seed(1)
     state = torch.get_rng_state()
     two = training_model(tiny.folder, LORA)
     assert torch.equal(torch.get_rng_state(), state)
@@ -172,3 +177,30 @@ def test_targets_say_which_layers_are_adapted(tiny):
         adapted(tiny, lora_targets=("attn.qkv",), freeze_vision=True)
     with pytest.raises(ConfigError, match="lm_head"):
         adapted(tiny, lora_targets=("lm_head",))
+
+
+EVERYTHING = TrainerConfig(
+    threads=1, dtype="bfloat16", gradient_checkpointing=True, freeze_vision=True, lora_rank=4, weight_decay=0.1
+)
+
+
+def test_a_trainer_keeps_its_adapters_alone_and_goes_on_from_them(tiny, tmp_path):
+    def trainer():
+        return Trainer(tiny.folder, Materializer(tiny.store, tiny.family), EVERYTHING)
+
+    step = TrainStep(1e-2, 0, [MicroBatch(rows=tiny.rows)])
+    learner = trainer()
+    untouched = {name: value.clone() for name, value in learner.model.state_dict().items() if ".lora_" not in name}
+    learner.step(step)
+    saved = checkpoint.save(tmp_path, learner.model, learner.optimizer, Progress(rl=1))
+    kept = {name for file in saved.glob("*.safetensors") for name in load_file(file)}
+    assert len(kept) == 14 * 2 * 4 + 1, "of each adapter its two weights, each with two moments and a count; a state"
+    assert all(".lora_" in name or name.startswith("random/") for name in kept)
+    for name, value in untouched.items():
+        assert torch.equal(learner.model.state_dict()[name], value)
+
+    resumed = trainer()
+    assert checkpoint.restore(saved, resumed.model, resumed.optimizer) == Progress(rl=1)
+    assert learner.step(step).loss == resumed.step(step).loss
+    for name, value in learner.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
