@@ -202,3 +202,13 @@ def test_a_rank_that_is_killed_where_others_wait_ends_them_all(tiny_model, store
     together.wait_for("waiting")
     os.kill(together.pids()[1], signal.SIGKILL)
     assert_all_ended(together, "rank 1 of 2 was ended by SIGKILL")
+
+
+def test_no_rank_outlives_torchrun(tiny_model, store, tmp_path):
+    together = Together(tmp_path, tiny_model, store, [["step", 0]], "waits")
+    together.wait_for("waiting")
+    together.process.kill()
+    end = time.monotonic() + PATIENCE
+    while not all(map(ended, together.pids())):
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from filmroll.errors import RunError
+from filmroll.run.child import leashed
 
 
 def is_rank() -> bool:
@@ -30,9 +31,12 @@ def start_ranks(count: int, command: Sequence[str]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     # Each takes the threads that it is configured with.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    flags = ["--standalone", f"--nproc-per-node={count}", "--local-addr=127.0.0.1", "--max-restarts=0"]
+    flags = [
+        "--standalone", f"--nproc-per-node={count}", "--local-addr=127.0.0.1", "--max-restarts=0", "--no-python",
+    ]  # fmt: skip
     try:
-        run(parse_args([*flags, *command]))  # type: ignore[no-untyped-call]
+        # On a leash: no rank outlives torchrun, however that ends.
+        run(parse_args([*flags, *leashed([sys.executable, *command])]))  # type: ignore[no-untyped-call]
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
