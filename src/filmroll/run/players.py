@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from filmroll.errors import RunError
+from filmroll.errors import FilmrollError, RunError
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.child import race
 from filmroll.run.config import Config
@@ -81,7 +81,7 @@ class Players:
                 raise RunError("the worker was spoken to before it was there")
             try:
                 return await self._watch(worker.watch(caller.call(name, message, answer)))
-            except RunError:
+            except FilmrollError:
                 if not worker.exited.done() or (self._carer is not None and self._carer.done()):
                     raise
             if worker is self.worker:

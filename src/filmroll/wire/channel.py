@@ -102,6 +102,8 @@ class Caller:
         self._reader = asyncio.create_task(self._read())
 
     async def call(self, name: str, message: Any, answer: type[Answer]) -> Answer:
+        if self._socket.closed:
+            raise PeerError("nobody is spoken to any more")
         number = str(next(self._numbers)).encode()
         body = pack(Call(name, msgspec.Raw(pack(message))))
         future: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
