@@ -64,16 +64,21 @@ def measure(keeper: str, folder: str) -> dict[str, int]:
     return {"peak": peak - before, "held": after - before}
 
 
-def main() -> None:
-    if len(sys.argv) == 3:
-        print(json.dumps(measure(*sys.argv[1:])))
-        return
+def peaks() -> dict[str, dict[str, int]]:
+    """What each keeper takes, bytes at its peak and at its end."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         refs = [store.put(file(picture(SIDE, SIDE, seed), ("JPEG", "PNG")[seed % 2])) for seed in range(IMAGES)]
         fields = [{name: getattr(ref, name) for name in ref.__struct_fields__} for ref in refs]
         (Path(folder) / "refs.json").write_text(json.dumps(fields))
-        found = {keeper: in_process(__file__, keeper, folder) for keeper in KEEPERS}
+        return {keeper: in_process(__file__, keeper, folder) for keeper in KEEPERS}
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(*sys.argv[1:])))
+        return
+    found = peaks()
     show(
         f"MB of {IMAGES} images, {PIXEL_BYTES / 1e6:.0f} MB of pixels",
         ("", "peak", "held", "peak over pixels"),
