@@ -84,15 +84,23 @@ def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device =
     grid = family.forward.grid
     parts = [picture.arrays for picture in sheet.distinct]
     joined = owned(family.join(parts)) | ({grid: sheet.array(grid, everywhere=True)} if grid else {})
-    inputs = {
-        name: torch.from_numpy(array).to(device) for name, array in joined.items() if name not in family.forward.unused
-    }
+    inputs = {name: _sent(array, device) for name, array in joined.items() if name not in family.forward.unused}
     for name, levels in inputs.items():
         if levels.dtype == torch.uint8:
             inputs[name] = normalize(levels, torch.from_numpy(family.table).to(device), family.cut)
             if levels.numel() > sum(part[name].size for part in parts):
                 inputs[name].masked_fill_(_padding(family, parts, name).to(device), 0)
     return inputs
+
+
+def _sent(array: np.ndarray[Any, Any], device: str | torch.device) -> torch.Tensor:
+    """The array where the model is. A GPU takes it from locked memory while the host goes on."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _padding(family: Family, parts: Sequence[Arrays], name: str) -> torch.Tensor:
