@@ -1,0 +1,61 @@
+"""A whole run with two engines and a trainer of two ranks, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.run.test_train import EXAMPLE, command, flags, rows, steps_done, wait_until
+
+pytestmark = pytest.mark.timeout(600)
+CHOSEN = ["--trainer.ranks", "2", "--trainer.shard_mb", "1", "--engine.replicas", "2", "--run.restarts", "0"]
+
+
+def other_rank(directory: Path) -> int:
+    """The rank that does not speak to the orchestrator."""
+    first = psutil.Process(json.loads((directory / "processes" / "trainer.json").read_text())["pid"])
+    (other,) = [one.pid for one in first.parent().children() if one.pid != first.pid]
+    return other
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_resuming_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run = subprocess.Popen(
+        command("train", str(EXAMPLE), *flags(directory, 2, 4, *CHOSEN)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: steps_done(directory, "rl") >= 1, 300)
+    os.kill(other_rank(directory), signal.SIGKILL)
+    complaint = run.communicate(timeout=200)[1]
+    assert run.returncode == 1
+    assert "process trainer ended with status 1" in complaint
+    assert "rank 1 of 2 was ended by SIGKILL" in complaint
+    assert "--resume" in complaint
+    assert "Traceback" not in complaint
+    assert len(rows(directory, "rl")) < 4
+
+    resumed = subprocess.run(
+        command("train", "--resume", str(directory)), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    for phase, steps in (("warmup", 2), ("rl", 4)):
+        latest = {row["step"]: row for row in rows(directory, phase)}
+        assert sorted(latest) == list(range(steps))
+        for row in latest.values():
+            assert row["micro_batches"] % 2 == 0
+            assert len(set(row["trainer_receipt"].values())) == 1
+            assert row["trainer_receipt"]["consumed"] > 0
+    # What engines sample by is what both ranks hold.
+    on_policy = [row["logprob_gap_max"] for row in rows(directory, "rl") if row["logprob_gap_max"] is not None]
+    assert on_policy
+    assert max(on_policy) < 1e-4
+    newest = max((directory / "checkpoints").iterdir())
+    assert newest.name == "step_000006"
+    assert len(list(newest.glob("*.safetensors"))) == 2
+    assert len(list((directory / "weights" / "step_4").glob("model-*.safetensors"))) > 1
