@@ -33,10 +33,10 @@ PATIENCE = 250
 class Together:
     """Two ranks in a folder of their own."""
 
-    def __init__(self, place: Path, model: Path, store: Path, do, fault=""):
+    def __init__(self, place: Path, model: Path, store: Path, do, fault="", **more):
         self.place = place
         place.mkdir(exist_ok=True)
-        told = {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault}
+        told = {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault, **more}
         (place / "plan.json").write_text(json.dumps(told))
         self.log = place / "log"
         with self.log.open("w") as log:
@@ -65,8 +65,8 @@ class Together:
         self.process.wait(60)
 
 
-def alone(place, model, store, do):
-    told = {"place": str(place), "model": str(model), "store": str(store), "do": do}
+def alone(place, model, store, do, **more):
+    told = {"place": str(place), "model": str(model), "store": str(store), "do": do, **more}
     return list(answers(told, team_of(told, Ranks())))
 
 
@@ -115,6 +115,27 @@ def test_a_step_without_images_and_one_of_too_few_samples_are_the_same_too(by_on
     assert by_one[1][23]["micro_batches"] < by_two[1][23]["micro_batches"]
     for name in ("loss", "tokens"):
         assert by_two[1][24][name] == pytest.approx(by_one[1][24][name], rel=LOSS)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"length": "samples", "ratio": "sequence", "clip_high": 0.05, "kl": 0.5},
+        {"length": "constant", "constant": 9, "truncate_at": 1.1, "kl": 0.5, "kl_estimator": "k2"},
+    ],
+    ids=["samples", "constant"],
+)
+def test_whatever_is_minimized_two_do_as_one(tiny_model, store, tmp_path, objective):
+    """Means over samples and by a constant, held to a reference; and a step of which nothing is left."""
+    do = [*FIRST[:3], ["nothing", 3], ["step", 4]]
+    one = alone(tmp_path / "one", tiny_model, store, do, objective=objective)
+    two = Together(tmp_path / "two", tiny_model, store, do, objective=objective).answers()
+    for at in (0, 1, 2, 4):
+        assert_same(two[at], one[at])
+        for name in ("truncated_fraction", "reference_kl", "mismatch_kl"):
+            assert two[at][name] == pytest.approx(one[at][name], rel=1e-4, abs=1e-9), name
+    assert two[4]["reference_kl"] > 1e-6
+    assert (two[3]["micro_batches"], two[3]["loss"], two[3]["entropy"]) == (0, 0, None)
 
 
 def test_weights_for_engines_are_the_same_in_as_many_files(by_one, by_two, tiny_model):

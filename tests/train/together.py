@@ -24,8 +24,10 @@ from filmroll.families.base import Family
 from filmroll.materialize import Materializer
 from filmroll.store import Store, open_store
 from filmroll.train.bins import Costs
+from filmroll.train.objective import LossConfig
 from filmroll.train.plan import deal, plan
 from filmroll.train.ranks import Ranks
+from filmroll.train.reference import Reference
 from filmroll.train.step import Progress, TrainerConfig, TrainStep
 from filmroll.train.team import Team
 from filmroll.train.trainer import Trainer
@@ -36,7 +38,7 @@ SIZES = ((32, 32), (64, 96), (96, 32), (64, 64))
 RATE = 5e-4
 
 
-def work(store: Store, family: Family, number: int, *, pictures: int = 4, count: int = 7) -> TrainStep:
+def work(store: Store, family: Family, number: int, *, pictures: int = 4, count: int = 7, kl: float = 0.0) -> TrainStep:
     """The step of that number: samples with and without images, more of them than fit into one micro-batch."""
     noise = np.random.default_rng(number)
     album = [
@@ -58,7 +60,7 @@ def work(store: Store, family: Family, number: int, *, pictures: int = 4, count:
                 temperatures=np.full(len(ids), 0.8, np.float32),
                 versions=np.full(len(ids), number, np.int32),
                 advantage=1.0 - index % 3,
-                weights=LossWeights(rl=1.0, cross_entropy=0.25 * (index % 2)),
+                weights=LossWeights(rl=1.0, cross_entropy=0.25 * (index % 2), kl=kl),
                 images=images,
             )
         )
@@ -78,15 +80,19 @@ def step_without(store: Store, family: Family, number: int) -> TrainStep:
 
 def team_of(told: dict[str, Any], ranks: Ranks) -> Team:
     place, model, store = Path(told["place"]), Path(told["model"]), open_store(told["store"])
-    trainer = Trainer(model, Materializer(store, load_family(model)), CONFIG, ranks=ranks)
+    objective = LossConfig(**told.get("objective", {}))
+    reference = Reference(model) if objective.kl else None
+    trainer = Trainer(model, Materializer(store, load_family(model)), CONFIG, objective, ranks, reference=reference)
     return Team(trainer, weights=place / "weights", checkpoints=place / "checkpoints", keep=2, shard_bytes=1 << 20)
 
 
 def answers(told: dict[str, Any], team: Team) -> Iterator[Any]:
     """What rank 0 hears, one after the other; an error of filmroll's is an answer, too."""
     store, family = open_store(told["store"]), load_family(Path(told["model"]))
+    kl = told.get("objective", {}).get("kl", 0.0)
     actions: dict[str, Callable[[int], Any]] = {
-        "step": lambda number: team.step(work(store, family, number)),
+        "step": lambda number: team.step(work(store, family, number, kl=kl)),
+        "nothing": lambda number: team.step(TrainStep(RATE, number, [])),
         "plain": lambda number: team.step(work(store, family, number, pictures=0)),
         "single": lambda number: team.step(work(store, family, number, count=2)),
         "lost": lambda number: team.step(step_without(store, family, number)),
