@@ -70,6 +70,24 @@ def report(
     typer.echo(write_report(run, control=control))
 
 
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Where the model goes; it must not be there yet.")],
+    step: Annotated[int | None, typer.Option(help="After so many updates; the newest unless it is named.")] = None,
+) -> None:
+    """Write a run's policy as a model's folder, which transformers, vLLM and `filmroll serve` load."""
+    from filmroll.run.directory import RunDirectory
+    from filmroll.run.export import export as write_model
+    from filmroll.run.export import newest_version
+
+    opened = RunDirectory.open(run)
+    version = newest_version(opened) if step is None else step
+    if version is None:
+        raise ConfigError(f"{run} has no weights yet", remedy="They are there once its warm-up is done")
+    typer.echo(write_model(opened, version, folder.absolute()))
+
+
 @app.command("tiny-model")
 def tiny_model(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filmroll.durable import whole_folder
 from filmroll.engine.weights import MANIFEST, version_folder
-from filmroll.errors import RunError
+from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import model_folder
 from filmroll.run.directory import RunDirectory
 from filmroll.run.roles import model_dir
@@ -16,10 +16,20 @@ from filmroll.run.roles import model_dir
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
 
 
-def export(run: RunDirectory, version: int) -> Path:
-    """`trained/` in the run's folder: the files of the model that it began with, and the weights of this version."""
+def export(run: RunDirectory, version: int, target: Path | None = None) -> Path:
+    """The files of the model that the run began with, and the weights of this version: in `trained/`, or elsewhere.
+
+    Elsewhere is a folder that is not there yet.
+    """
     base, weights = model_folder(model_dir(run, run.config())), version_folder(run.weights, version)
-    target = run.path / "trained"
+    if target is not None and target.exists():
+        raise ConfigError(f"{target} is there already", remedy="Name a folder that is not, so that nothing is lost")
+    if not (weights / MANIFEST).is_file():
+        raise ConfigError(
+            f"the run has no weights of version {version}, its newest are of version {newest_version(run)}",
+            remedy="A run keeps its last two versions",
+        )
+    target = target or run.path / "trained"
     try:
         with whole_folder(target) as draft:
             for file in base.iterdir():
