@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 
+from filmroll.engine.embedded.batch import Batch, Row, prompt_positions
+from filmroll.engine.images.resolve import Resolved
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress, vision_tower
 from filmroll.train.forward import forward
+from filmroll.wire.generate import SamplingParams
 from tests.plain import plain_inputs
 from tests.train.every_case import CASES, SHOWN, Ground, gradients
 
@@ -75,3 +80,48 @@ def test_the_tower_sees_a_picture_once_however_many_places_show_it(case, monkeyp
     hook.remove()
     one, shared, apart = seen
     assert one == shared == apart / 4
+
+
+ANSWER = 4
+
+
+@torch.no_grad()
+def answered(ground, model):
+    """Each sample's tokens as a prompt, all in one batch of our own engine: the samples with answers behind them."""
+    images = Materializer(ground.store, ground.family)
+    params = SamplingParams(max_tokens=ANSWER, temperature=0.8)
+    rows = []
+    for sample in ground.samples:
+        loaded = images.load([image.descriptor for image in sample.images])
+        resolved, prompt = Resolved(loaded.pictures, loaded.receipt), sample.token_ids.tolist()
+        rows.append(Row(prompt, params, resolved, prompt_positions(model, ground.family, prompt, resolved), None))
+    batch, draws = Batch.prefill(model, ground.family, rows), torch.Generator().manual_seed(0)
+    batch.sample(draws)
+    for _ in range(ANSWER - 1):
+        batch.advance()
+        batch.sample(draws)
+    return [with_answer(sample, row) for sample, row in zip(ground.samples, rows, strict=True)]
+
+
+def with_answer(sample, row):
+    blank = np.zeros(sample.tokens, np.float32)
+    return msgspec.structs.replace(
+        sample,
+        token_ids=np.array([*sample.token_ids, *row.tokens], np.int32),
+        trained=np.concatenate([blank, np.ones(ANSWER)]).astype(np.uint8),
+        logprobs=np.concatenate([blank, row.logprobs]).astype(np.float32),
+        temperatures=np.concatenate([blank, np.full(ANSWER, 0.8)]).astype(np.float32),
+        versions=np.zeros(sample.tokens + ANSWER, np.int32),
+    )
+
+
+def test_our_engine_and_the_trainer_say_the_same(case):
+    """One batch with padding at its left there, packed rows here."""
+    ground, model = case
+    said = dataclasses.replace(ground, samples=answered(ground, model))
+    batch = said.batch(model)
+    assert len(batch.logprobs) == ANSWER * len(SHOWN)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            forward(model, ground.family, batch).logprobs, batch.logprobs.float(), rtol=0, atol=1e-5
+        )
