@@ -52,5 +52,5 @@ def test_samples_that_are_too_old_are_left_out_and_counted(tiny_model: Path, tmp
     assert stale == [(1, 8, 0), (2, 8, 0)]
     assert sorted(path.name for path in (directory / "weights").glob("step_*")) == ["step_1", "step_2"]
     state = json.loads(max((directory / "checkpoints").glob("step_*/state.json")).read_text())
-    assert state["skipped"] == 2
+    assert state["progress"]["skipped"] == 2
     assert (directory / "report.html").exists()
