@@ -11,6 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from filmroll.errors import RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
@@ -148,7 +150,10 @@ class Learner:
         await self._samples.move(restored.samples)
         missed = range(restored.progress.steps, self._learnt)
         for number in missed:
-            await self._call("step", Take(number), StepReport)
+            report = await self._call("step", Take(number), StepReport)
+            # By now gone, they were there the first time or not: the policy may differ a little from what was published.
+            for missing in report.missing:
+                self._run.event("image_missing_again", **msgspec.structs.asdict(missing))
         return len(missed)
 
 
