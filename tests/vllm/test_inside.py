@@ -55,8 +55,6 @@ NAMES = {
     "vllm.v1.engine.async_llm:AsyncLLM.finish_weight_update": ["weight_version"],
     "vllm.v1.engine.async_llm:AsyncLLM.update_weight_version": ["new_version"],
     "vllm.v1.engine.async_llm:AsyncLLM.get_weight_version": [],
-    "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc": ["method"],
-    "vllm.v1.worker.gpu_worker:Worker.reload_weights": [],
     "vllm.distributed.weight_transfer.factory:WeightTransferEngineFactory.register_engine": [
         "name",
         "module_path_or_cls",
@@ -67,6 +65,11 @@ NAMES = {
     "vllm.distributed.weight_transfer.base:WeightTransferUpdateRequest": ["update_info"],
     "vllm.model_executor.model_loader.reload:initialize_layerwise_reload": ["model"],
     "vllm.model_executor.model_loader.reload:finalize_layerwise_reload": [],
+    "vllm.model_executor.model_loader:get_model_loader": ["load_config"],
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": ["model_config", "model"],
+    "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod.process_weights_after_loading": [
+        "layer"
+    ],
 }
 """What is relied on, and the parameters that are passed or read; None for what is no function."""
 
@@ -83,15 +86,17 @@ SOURCES = {
         "(engine_input,) = await self.online_renderer.preprocess_completion("
     ),
     "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens": "mm_parser.parse_image(url, uuid)",
-    "vllm.renderers.chat_utils:AsyncMultiModalContentParser._connector": "envs.VLLM_MEDIA_CONNECTOR",
-    "vllm.renderers.chat_utils:AsyncMultiModalContentParser._image_with_uuid_async": (
+    "vllm.renderers.chat_utils|vllm.entrypoints.chat_utils:AsyncMultiModalContentParser._connector": (
+        "envs.VLLM_MEDIA_CONNECTOR"
+    ),
+    "vllm.renderers.chat_utils|vllm.entrypoints.chat_utils:AsyncMultiModalContentParser._image_with_uuid_async": (
         "await self._connector.fetch_image_async(image_url)"
     ),
     "vllm.model_executor.models.idefics3:Idefics3MultiModalProcessor": 'processed_data["num_patches"]',
     "vllm.model_executor.models.gemma3_mm:Gemma3MultiModalProcessor": 'processed_data["num_patches"]',
     "vllm.model_executor.models.interns1:InternS1MultiModalProcessor": '"image_num_patches": ',
 }
-"""What no signature says."""
+"""What no signature says; a module that has moved is named where it is, and where it was in 0.31."""
 
 INSPECT = """
 import inspect, json, sys
@@ -100,9 +105,18 @@ from importlib import import_module
 names, sources = json.load(sys.stdin)
 changed = []
 
+def imported(modules):
+    first, *others = modules
+    try:
+        return import_module(first)
+    except ImportError:
+        if not others:
+            raise
+        return imported(others)
+
 def found(name):
-    module, _, path = name.partition(":")
-    thing = import_module(module)
+    modules, _, path = name.partition(":")
+    thing = imported(modules.split("|"))
     for part in path.split("."):
         thing = inspect.getattr_static(thing, part) if part.startswith("_") else getattr(thing, part)
     return thing
@@ -117,7 +131,12 @@ for name, wanted in names.items():
     if missing:
         changed.append(f"{name} has no {', '.join(sorted(missing))}: {inspect.signature(thing)}")
 for name, text in sources.items():
-    if text not in inspect.getsource(getattr(found(name), "func", found(name))):
+    try:
+        source = inspect.getsource(getattr(found(name), "func", found(name)))
+    except (ImportError, AttributeError) as error:
+        changed.append(f"{name}: {error}")
+        continue
+    if text not in source:
         changed.append(f"{name} has no longer: {text}")
 print(json.dumps(changed))
 """

@@ -77,6 +77,6 @@ def _sample(body: Body, tokens: list[int]) -> TrainingSample:
         temperatures=np.where(sampled, np.float32(body["sampling_params"]["temperature"]), np.float32(0)),
         versions=np.where(sampled, 0, -1).astype(np.int32),
         advantage=0.0,
-        weights=LossWeights(),
+        weights=LossWeights(rl=1.0),
         images=[PlacedImage(read_reference(text), span["offset"]) for text, span in zip(*lists, strict=True)],
     )

@@ -298,6 +298,11 @@ class Server:
         return None if chosen is None else str(chosen)
 
     @property
+    def tied(self) -> bool:
+        """Whether its head is the embeddings' tensor: what the configuration says, unless the checkpoint has both."""
+        return bool(getattr(self._config.model_config.hf_config, "tie_word_embeddings", False))
+
+    @property
     def api_servers(self) -> int:
         """How many processes take requests for one engine."""
         return int(self._config.parallel_config._api_process_count)

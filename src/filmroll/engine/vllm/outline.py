@@ -48,7 +48,8 @@ def in_checkpoint_names(outline: Any, tensors: Mapping[str, torch.Tensor]) -> di
     return saved
 
 
-def is_plain(outline: Any) -> bool:
-    """Whether its checkpoint has the same names, and none of two for one tensor."""
-    tensors = outline.state_dict()
-    return not outline.config.tie_word_embeddings and in_checkpoint_names(outline, tensors).keys() == tensors.keys()
+def ties(outline: Any) -> dict[str, str]:
+    """For each further name of a tensor, the first one."""
+    first: dict[int, str] = {}
+    named = outline.state_dict(keep_vars=True).items()
+    return {name: one for name, value in named if (one := first.setdefault(id(value), name)) != name}

@@ -4,11 +4,14 @@ Everything that is relied on inside vLLM for it is here, and is the same in 0.31
 
 - the engine's client: `pause_generation`, `resume_generation`, `reset_prefix_cache`,
   `reset_encoder_cache`, `start_weight_update`, `update_weights`, `finish_weight_update`,
-  `update_weight_version`, `get_weight_version`, and the worker's own `reload_weights`.
+  `update_weight_version`, `get_weight_version`.
 - weight transfer engines: registered under a name that `--weight-transfer-config` says, made by each
   worker, and told to `receive_weights` between `start_weight_update` and `finish_weight_update`.
 - layerwise reloading: `initialize_layerwise_reload`, the model's `load_weights`, which takes the names
   of a checkpoint and gives those of the parameters, and `finalize_layerwise_reload`.
+- the loader's `get_all_weights`, which gives the checkpoint's own tensors.
+- a layer's `quant_method`, whose `process_weights_after_loading` makes what its kernels read of its
+  tensors: on a CPU, a copy in another order.
 
 Imports vllm, so only a process of vLLM's own imports this.
 """
@@ -17,11 +20,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -29,6 +32,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
     WeightTransferUpdateRequest,
 )
+from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from filmroll.engine.vllm import inside
@@ -37,6 +41,9 @@ from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import load_checked
 from filmroll.errors import ConfigError, EngineUnavailableError, WeightsError
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass
 class Checked(WeightTransferUpdateInfo):  # type: ignore[misc]
@@ -44,6 +51,10 @@ class Checked(WeightTransferUpdateInfo):  # type: ignore[misc]
 
     version: int
     sha256: str
+
+
+CHECKPOINT = Checked(0, "")
+"""What a server starts with."""
 
 
 class Engine:
@@ -82,10 +93,6 @@ class Engine:
                 await self._client.finish_weight_update()
             raise
         await self._client.finish_weight_update(str(checked.version))
-
-    async def load_checkpoint(self) -> None:
-        """Have every worker take the weights that it started with."""
-        await self._client.collective_rpc("reload_weights")
 
     def end(self) -> None:
         """Have the server end, and nothing be sampled any more."""
@@ -132,20 +139,47 @@ class FolderTransfer(WeightTransferEngine):  # type: ignore[misc]
         """Nothing is changed before the tensors are at hand."""
 
     def receive_weights(self, update_info: Checked) -> None:
-        tensors = load_checked(self._folder, update_info.version, update_info.sha256)
+        weights = self._checkpoint() if update_info == CHECKPOINT else self._version(update_info)
         wanted = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         try:
-            loaded = self.model.load_weights(in_checkpoint_names(self._outline, tensors).items())
+            loaded = self.model.load_weights(weights)
         finally:
             # A model that took them halfway has to be whole in form again, to take others.
             finalize_layerwise_reload(self.model, self.model_config)
+            _process_tied(self.model)
         if loaded is not None and wanted - loaded:
             missing = min(wanted - loaded)
             raise WeightsError(f"vLLM's {missing} got no value ({len(wanted - loaded)} of {len(wanted)} parameters)")
+
+    def _version(self, checked: Checked) -> Iterable[tuple[str, torch.Tensor]]:
+        tensors = load_checked(self._folder, checked.version, checked.sha256)
+        return in_checkpoint_names(self._outline, tensors).items()
+
+    def _checkpoint(self) -> Iterable[tuple[str, torch.Tensor]]:
+        loader = get_model_loader(self.vllm_config.load_config)
+        weights: Iterable[tuple[str, torch.Tensor]] = loader.get_all_weights(self.model_config, self.model)
+        return weights
 
     def finish_weight_update(self) -> None:
         """All was done when the tensors came."""
 
     def shutdown(self) -> None:
         """Nothing is held."""
+
+
+def _process_tied(model: torch.nn.Module) -> None:
+    """Have every layer that shares a tensor with another see what is in it now.
+
+    Reloading processes the layer through which such a tensor is loaded. The others have the new values
+    as well, but what was made of the old ones: on a CPU, a tied head went on with its packed copy.
+    """
+    owners: dict[int, list[torch.nn.Module]] = {}
+    for layer in model.modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(layer)
+    for layers in owners.values():
+        for layer in layers if len(layers) > 1 else ():
+            method: Any = getattr(layer, "quant_method", None)
+            if method is not None:
+                method.process_weights_after_loading(layer)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmroll.engine.vllm import inside
-from filmroll.engine.vllm.outline import is_plain, outline, shapes
+from filmroll.engine.vllm.outline import outline, shapes, ties
 from filmroll.engine.vllm.settings import read_settings
-from filmroll.engine.weights import check_weights
-from filmroll.errors import ConfigError, EngineError, EngineUnavailableError
+from filmroll.engine.weights import Manifest, check_weights, load_checked
+from filmroll.errors import ConfigError, EngineError, EngineUnavailableError, WeightsError
 
 if TYPE_CHECKING:
     from filmroll.engine.vllm.transfer import Checked, Engine
@@ -44,28 +44,28 @@ def weights_of(server: inside.Server) -> Weights | None:
             remedy="Serve the checkpoint that the trainer started with",
         )
     bare = outline(server.model)
-    if not is_plain(bare):
-        raise ConfigError(
-            "weights are to be taken from a folder, but this model's are tied, or named otherwise in its checkpoint",
-            remedy="Updates of such models were seen to go wrong in vLLM; serve it with the embedded engine",
-        )
     # Not above: this is vLLM's own.
-    from filmroll.engine.vllm.transfer import Engine
+    from filmroll.engine.vllm.transfer import CHECKPOINT, Engine
 
-    return Weights(Engine(server.engine), shapes(bare), Path(folder))
+    tied = ties(bare) if server.tied else {}
+    return Weights(Engine(server.engine), Path(folder), CHECKPOINT, shapes(bare), tied)
 
 
 class Weights:
     """To be made, and used, on the server's event loop."""
 
-    def __init__(self, engine: Engine, expected: dict[str, tuple[int, ...]], folder: Path) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, loaded: Checked, expected: dict[str, tuple[int, ...]], tied: dict[str, str]
+    ) -> None:
         self._engine = engine
         self._folder = folder
+        self._loaded = loaded
+        """What the engine has."""
         self._expected = expected
+        self._tied = tied
+        """Names of which vLLM has one tensor for two."""
         self._updating = asyncio.Lock()
         self._under_way: set[asyncio.Task[int]] = set()
-        self._loaded: Checked | None = None
-        """What the engine has; None for the checkpoint that it started with."""
         # Sent before the first request can be: the checkpoint is version 0, as in the embedded engine.
         self._named = asyncio.get_running_loop().create_task(engine.name(0))
 
@@ -90,13 +90,27 @@ class Weights:
 
         await self._named
         async with self._updating:
-            manifest = await asyncio.to_thread(check_weights, self._folder, version, self._expected)
+            manifest = await asyncio.to_thread(self._check, version)
             checked = Checked(version, manifest.sha256)
             if checked != self._loaded:
                 async with self._engine.paused():
                     await self._engine.forget()
                     await self._load(checked)
         return version
+
+    def _check(self, version: int) -> Manifest:
+        manifest = check_weights(self._folder, version, self._expected)
+        apart = [(name, first) for name, first in self._tied.items() if {name, first} <= manifest.tensors.keys()]
+        if apart:
+            tensors = load_checked(self._folder, version, manifest.sha256)
+            for name, first in apart:
+                if not tensors[name].equal(tensors[first]):
+                    raise WeightsError(
+                        f"{name} and {first} are one tensor in the model that is served, and two in version {version}",
+                        remedy="Train the model with its embeddings tied, as its configuration says",
+                        field="version",
+                    )
+        return manifest
 
     async def _load(self, checked: Checked) -> None:
         try:
@@ -113,7 +127,7 @@ class Weights:
 
     async def _undo(self) -> None:
         try:
-            await (self._engine.load_checkpoint() if self._loaded is None else self._engine.load(self._loaded))
+            await self._engine.load(self._loaded)
         except Exception as error:
             log.critical("the weights before cannot be loaded either: what the engine has is of no version")
             self._engine.end()
