@@ -151,7 +151,7 @@ class Learner:
         missed = range(restored.progress.steps, self._learnt)
         for number in missed:
             report = await self._call("step", Take(number), StepReport)
-            # By now gone, they were there the first time or not: the policy may differ a little from what was published.
+            # They may have been there the first time: then the policy differs a little from what was published.
             for missing in report.missing:
                 self._run.event("image_missing_again", **msgspec.structs.asdict(missing))
         return len(missed)
