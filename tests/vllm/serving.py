@@ -128,19 +128,24 @@ def serving(
     model: Path,
     files: Path,
     log: Path,
-    told: dict[str, Any],
+    told: dict[str, Any] | None,
     flags: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
-    """A server of the model that may read files below `files`, told this of filmroll; further flags come last."""
+    """A server of the model that may read files below `files`, told this of filmroll, or nothing; flags come last."""
     assert PYTHON.exists(), "run make test-vllm, which makes the environment"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(PYTHON.with_name("vllm")), "serve", str(model), "--port", str(port), *FLAGS]
-    command += ["--allowed-local-media-path", str(files), "--additional-config", json.dumps({"filmroll": told}), *flags]
+    command += ["--allowed-local-media-path", str(files)]
+    command += [] if told is None else ["--additional-config", json.dumps({"filmroll": told})]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT, **environment}, cwd=ROOT
+            [*command, *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **ENVIRONMENT, **environment},
+            cwd=ROOT,
         )
     running = psutil.Process(process.pid)
     try:
