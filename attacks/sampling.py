@@ -74,6 +74,7 @@ def attack(target: Target) -> Iterator[Outcome]:
     body["sampling_params"] = None
     yield target.send("no parameters", body, Refused("request", "sampling_params"), vllm=Worded("sampling_params"))
     vision = sorted(target.family.placeholders.unsampled)
+    hottest = 2 if target.is_vllm else 100
     others = [str(token) for token in range(max(vision)) if token not in vision]
     body = target.good()
     body["sampling_params"]["allowed_token_ids"] = vision
@@ -82,10 +83,10 @@ def attack(target: Target) -> Iterator[Outcome]:
     for name, params in {
         "biased": {"logit_bias": {str(token): 100.0 for token in vision}},
         "all others biased": {"logit_bias": dict.fromkeys(others, -1e30), "temperature": 0},
-        "all others biased, hot": {"logit_bias": dict.fromkeys(others, -1e9), "temperature": 100},
+        "all others biased, hot": {"logit_bias": dict.fromkeys(others, -1e9), "temperature": hottest},
         "and one other allowed": {"allowed_token_ids": [*vision, 1]},
         "biased, likeliest alone": {"logit_bias": {str(token): 1e30 for token in vision}, "top_k": 1},
-        "hot": {"temperature": 100, "max_tokens": 10 * TOKENS},
+        "hot": {"temperature": hottest, "max_tokens": 10 * TOKENS},
     }.items():
         body = target.good()
         body["sampling_params"] |= {"temperature": 1.0, "max_tokens": TOKENS} | params
