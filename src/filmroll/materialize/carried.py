@@ -31,8 +31,8 @@ class Carried:
         self._grid = family.forward.grid
         if self._grid is None:
             raise TrainingError(
-                f"models of the family {family.name!r} cannot yet be fed each distinct picture once",
-                remedy="Train a model of another family",
+                f"arrays of the family {family.name!r} have no grid by which they could be checked",
+                remedy='Set multimodal.mode to "raw" or "inline"',
             )
         self._outline = family.pixels([_SAMPLE], "uint8")
         self._images: dict[tuple[str, str], ProcessedImage] = {}
