@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors import safe_open
 
 from filmroll.engine.weights import INDEX, MANIFEST, read_weights, version_folder
 from filmroll.materialize.feed import load_model
@@ -136,6 +137,48 @@ def test_whatever_is_minimized_two_do_as_one(tiny_model, store, tmp_path, object
             assert two[at][name] == pytest.approx(one[at][name], rel=1e-4, abs=1e-9), name
     assert two[4]["reference_kl"] > 1e-6
     assert (two[3]["micro_batches"], two[3]["loss"], two[3]["entropy"]) == (0, 0, None)
+
+
+def test_a_dressed_model_is_trained_by_two_as_by_one(tiny_model, store, tmp_path):
+    """Adapters, a frozen tower and layers that are computed again; a checkpoint holds what is trained, and no more."""
+    dress = {"lora_rank": 4, "freeze_vision": True, "gradient_checkpointing": True}
+    do = [*FIRST[:3], ["save", 3], ["publish", 1], ["step", 3], ["restore", 0], ["step", 3]]
+    one = alone(tmp_path / "one", tiny_model, store, do, dress=dress)
+    two = Together(tmp_path / "two", tiny_model, store, do, dress=dress).answers()
+    for at in (0, 1, 2, 5, 7):
+        assert_same(two[at], one[at])
+    assert_same(two[7], two[5])
+    before = load_model(tiny_model).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in before.items()}
+    written = [read_weights(tmp_path / name / "weights", 1, shapes) for name in ("one", "two")]
+    changed = {name for name, value in written[1].items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)
+    for name, value in written[0].items():
+        torch.testing.assert_close(written[1][name], value, rtol=0, atol=WEIGHTS, msg=name)
+    files = (tmp_path / "two" / "checkpoints" / "step_000004").glob("*.safetensors")
+    names = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 not a dict
+    kept = {name for name in names if name.startswith("model/")}
+    assert kept
+    assert all("lora_" in name for name in kept)
+
+
+def test_tied_embeddings_stay_one_tensor(tiny_model, store, tmp_path):
+    """As small releases have them: of one gradient, written once."""
+    tied = tmp_path / "tied"
+    shutil.copytree(tiny_model, tied)
+    model = load_model(tiny_model)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    model.save_pretrained(tied)
+    do = [*FIRST[:3], ["save", 3], ["publish", 1], ["restore", 0], ["step", 3]]
+    one = alone(tmp_path / "one", tied, store, do)
+    two = Together(tmp_path / "two", tied, store, do).answers()
+    for at in (0, 1, 2, 6):
+        assert_same(two[at], one[at])
+    manifests = [json.loads((tmp_path / name / "weights/step_1" / MANIFEST).read_text()) for name in ("one", "two")]
+    assert manifests[0]["tied"] == manifests[1]["tied"] != {}
+    assert manifests[0]["tensors"] == manifests[1]["tensors"]
 
 
 def test_weights_for_engines_are_the_same_in_as_many_files(by_one, by_two, tiny_model):

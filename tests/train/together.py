@@ -82,7 +82,8 @@ def team_of(told: dict[str, Any], ranks: Ranks) -> Team:
     place, model, store = Path(told["place"]), Path(told["model"]), open_store(told["store"])
     objective = LossConfig(**told.get("objective", {}))
     reference = Reference(model) if objective.kl else None
-    trainer = Trainer(model, Materializer(store, load_family(model)), CONFIG, objective, ranks, reference=reference)
+    config = CONFIG.model_copy(update=told.get("dress", {}))
+    trainer = Trainer(model, Materializer(store, load_family(model)), config, objective, ranks, reference=reference)
     return Team(trainer, weights=place / "weights", checkpoints=place / "checkpoints", keep=2, shard_bytes=1 << 20)
 
 
