@@ -55,7 +55,9 @@ def demonstrated(name: str, rendered: Rendered, learnt: list[bool]) -> Trajector
     trajectory = Trajectory(name, rendered.family.placeholders.pad)
     images = iter(rendered.images)
     at = ROOT
-    for taught, run in groupby(zip(rendered.logical, learnt, strict=True), key=lambda one: one[1]):
+    end = max((place + 1 for place, taught in enumerate(learnt) if taught), default=0)
+    # What stands behind the last answer teaches nothing.
+    for taught, run in groupby(zip(rendered.logical[:end], learnt[:end], strict=True), key=lambda one: one[1]):
         tokens = [token for token, _ in run]
         if taught:
             at = trajectory.add_sampled(

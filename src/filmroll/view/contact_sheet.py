@@ -22,6 +22,8 @@ IMAGE = "\ufffc"
 """Stands in a turn's text where an image's placeholders are."""
 FILES = 24
 """Files of rollouts that are read, spread over the run."""
+DEMONSTRATION = "demonstration"
+"""Why an answer ended that nobody has sampled."""
 TURNS = 24
 TEXT = 2400
 """Characters shown of one turn; its middle is left out."""
@@ -78,6 +80,8 @@ class Strip:
     metrics: list[tuple[str, float]]
     expected: str
     answer: str
+    scored: bool
+    """Whether anything of it was sampled, and rewarded; conversations that were given are not."""
     turns: list[Turn]
     turns_left_out: int
     images: int
@@ -90,9 +94,9 @@ class Group:
     strips: list[Strip]
 
 
-def contact_sheet(run: Path, darkroom: Darkroom, notes: list[str]) -> list[Group]:
+def contact_sheet(run: Path, darkroom: Darkroom, notes: list[str], *, unit: str = "step") -> list[Group]:
     """Groups of strips: the first, middle and last recorded step, then the best and the worst."""
-    chosen = _chosen(_read(run, notes))
+    chosen = _chosen(_read(run, notes), unit)
     rewards = [number(row, "reward") for _, rows in chosen for row in rows]
     finite = [reward for reward in rewards if math.isfinite(reward)]
     low, high = (min(finite), max(finite)) if finite else (math.nan, math.nan)
@@ -111,15 +115,18 @@ def _read(run: Path, notes: list[str]) -> list[tuple[str, list[Row]]]:
     return [(step, rows) for step, rows in steps if rows]
 
 
-def _chosen(steps: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+def _chosen(steps: list[tuple[str, list[Row]]], unit: str) -> list[tuple[str, list[Row]]]:
     if not steps:
         return []
     places = sorted({0, len(steps) // 2, len(steps) - 1})
     titles = {0: "First", len(steps) // 2: "Middle", len(steps) - 1: "Last"} if len(steps) > 1 else {0: "Only"}
     groups = [
-        (f"{titles[place]} recorded step, {steps[place][0]}", _spread(steps[place][1], _FROM_STEPS)) for place in places
+        (f"{titles[place]} recorded {unit}, {steps[place][0]}", _spread(steps[place][1], _FROM_STEPS))
+        for place in places
     ]
     shown = {id(row) for _, rows in groups for row in rows}
+    if not any(_is_scored(row) for _, rows in steps for row in rows):
+        return groups
     # Newest first, and sorting is stable: of equals the newest is taken.
     later = [row for _, rows in reversed(steps[len(steps) // 2 :]) for row in reversed(rows)]
     for title, sign in (("Best of the later half", 1), ("Worst of the later half", -1)):
@@ -128,6 +135,11 @@ def _chosen(steps: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
         shown.update(id(row) for row in extremes)
         groups.append((title, extremes))
     return groups
+
+
+def _is_scored(row: Row) -> bool:
+    turns = [turn for turn in _list(row.get("turns")) if isinstance(turn, dict) and turn.get("role") == "answer"]
+    return not turns or any(turn.get("finish_reason") != DEMONSTRATION for turn in turns)
 
 
 def _merit(row: Row, sign: int) -> tuple[float, float]:
@@ -154,6 +166,7 @@ def _strip(row: Row, low: float, high: float, darkroom: Darkroom) -> Strip:
         metrics=[(str(key), number(row, "metrics", key)) for key in metrics] if isinstance(metrics, dict) else [],
         expected=_said(row.get("expected")),
         answer=_said(row.get("answer")),
+        scored=_is_scored(row),
         turns=[_turn(turn, _list(row.get("images")), darkroom) for turn in turns[:TURNS]],
         turns_left_out=len(_list(row.get("turns"))) - len(turns[:TURNS]),
         images=sum(len(_list(turn.get("images"))) for turn in turns),
@@ -189,9 +202,10 @@ def _image(shown: Any, images: list[Any]) -> Any:
 
 
 def _turn(turn: Row, images: list[Any], darkroom: Darkroom) -> Turn:
-    version = turn.get("version")
+    given = turn.get("finish_reason") == DEMONSTRATION
+    version = None if given else turn.get("version")
     tiles = [darkroom.tile(_image(shown, images)) for shown in _list(turn.get("images"))]
-    sampled = _list(turn.get("token_texts")) if turn.get("role") == "answer" else []
+    sampled = _list(turn.get("token_texts")) if turn.get("role") == "answer" and not given else []
     tokens = list(_sampled(turn, sampled)) if sampled and not tiles else []
     return Turn(
         answer=turn.get("role") == "answer",

@@ -75,11 +75,11 @@ class _Canvas:
 
 def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: bool = False) -> Plot | None:
     """Reward per step and its running mean, partial match, the control run, and chance."""
-    if not np.isfinite(column(run.rl, "reward")).any():
+    if not np.isfinite(column(run.main, "reward")).any():
         return None
-    canvas = _Canvas(6.0, 4.4) if narrow else _Canvas(16.0, 5.2)
-    canvas.running_mean(run.rl, "reward", f"reward, mean of {WINDOW} steps", "reward", 2.8, dots=True)
-    canvas.running_mean(run.rl, "partial", "partial match", "partial", 1.5, dots=False)
+    canvas = _Canvas(6.0, 4.4, _unit(run)) if narrow else _Canvas(16.0, 5.2, _unit(run))
+    canvas.running_mean(run.main, "reward", f"reward, mean of {WINDOW} {_units(run)}", "reward", 2.8, dots=True)
+    canvas.running_mean(run.main, "partial", "partial match", "partial", 1.5, dots=False)
     if control is not None:
         canvas.running_mean(control.rl, "reward", "control run", "control", 2.0, dots=True)
     if math.isfinite(chance):
@@ -91,7 +91,7 @@ def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: 
         canvas.axis.annotate("resumed", (step, 1.0), color=svg.ink("faint"), fontsize=9, **place)
     low, high = canvas.axis.get_ylim()
     canvas.axis.set_ylim(min(low, -0.03), max(high, 1.05))
-    return canvas.plot("reward-narrow" if narrow else "reward", "Mean reward of each step")
+    return canvas.plot("reward-narrow" if narrow else "reward", f"Mean reward of each {_unit(run)}")
 
 
 def multiples(run: RunRecord) -> list[Plot]:
@@ -107,21 +107,38 @@ def multiples(run: RunRecord) -> list[Plot]:
     if total(run.rl, "truncated_fraction"):
         clips.append(("truncated", ("truncated_fraction",), "rose", mean))
     ratios: list[Curve] = [("largest", ("ratio_max",), "rose", most), ("mean", ("ratio_mean",), "reward", mean)]
+    losses: list[Curve] = [
+        ("learnt rows", ("loss",), "blue", mean),
+        ("held-out rows", ("held_out_loss",), "rose", mean),
+    ]
     plots = (
         _lines("warmup-loss", "Warm-up loss", run.warmup, [("loss", ("loss",), "blue", mean)]),
+        _lines("sft-loss", "Loss", run.sft, losses),
+        _lines("rate", "Learning rate", run.sft, [("rate", ("learning_rate",), "partial", mean)]),
         _lines("loss", "Policy loss", run.rl, [("loss", ("loss",), "blue", mean)]),
         _lines("entropy", "Entropy of sampled tokens", run.rl, [("entropy", ("entropy",), "violet", mean)]),
         _lines("gap", "Log-probability gap", run.rl, gaps, log=words.power),
         _lines("mismatch", "Divergence of trainer and engine", run.rl, mismatch, log=words.power),
         _lines("ratio", "Importance ratio", run.rl, ratios),
-        _lines("grad", "Gradient norm", run.rl, [("norm", ("grad_norm",), "green", most)]),
+        _lines("grad", "Gradient norm", run.main, [("norm", ("grad_norm",), "green", most)]),
         _lines("clip", "Share of tokens clipped", run.rl, clips),
         _lines("reference", "Divergence from the reference", run.rl, reference),
-        _lines("spread", "Spread of rewards in a step", run.rl, [("spread", ("reward_std",), "reward", mean)]),
-        _lines("wait", "Seconds waited for images", run.rl, [("waited", ("image_wait",), "rose", most)]),
-        _lines("speed", "Images per second", run.rl, [("speed", ("images_per_second",), "sand", mean)]),
+        _lines(
+            "spread", f"Spread of rewards in a {_unit(run)}", run.main, [("spread", ("reward_std",), "reward", mean)]
+        ),
+        _lines("wait", "Seconds waited for images", run.main, [("waited", ("image_wait",), "rose", most)]),
+        _lines("speed", "Images per second", run.main, [("speed", ("images_per_second",), "sand", mean)]),
     )
     return [plot for plot in plots if plot is not None]
+
+
+def _unit(run: RunRecord) -> str:
+    """What a row of the metrics is about."""
+    return "batch" if run.command == "eval" else "step"
+
+
+def _units(run: RunRecord) -> str:
+    return "batches" if run.command == "eval" else "steps"
 
 
 def wire(run: RunRecord) -> Plot | None:
@@ -132,25 +149,30 @@ def wire(run: RunRecord) -> Plot | None:
         ("samples to the trainer", ("sample_bytes",), "blue", np.mean),
         ("image files", ("image_bytes",), "partial", np.mean),
     ]
-    return _lines("wire", "Bytes in a step, logarithmic", run.rl, curves, log=words.round_size, width=6.8, height=3.5)
+    return _lines(
+        "wire", f"Bytes in a {_unit(run)}, logarithmic", run.main, curves, log=words.round_size, width=6.8, height=3.5
+    )
 
 
 def seconds(run: RunRecord) -> Plot | None:
     """What a step's time goes into."""
-    rows = [row for row in run.rl if isinstance(row.get("seconds"), dict)]
+    rows = [row for row in run.main if isinstance(row.get("seconds"), dict)]
     if not rows:
         return None
-    canvas = _Canvas(6.8, 3.5)
+    canvas = _Canvas(6.8, 3.5, _unit(run))
     steps = column(rows, "step")
     base: Any = 0.0
-    for name, color in (("rollout", "reward"), ("train", "violet"), ("weights", "partial")):
+    parts = (("rollout", "reward"), ("render", "reward"), ("train", "violet"), ("weights", "partial"))
+    for name, color in parts:
+        if not np.isfinite(column(rows, "seconds", name)).any():
+            continue
         x, y = thin(steps, np.nan_to_num(column(rows, "seconds", name)), BARS)
         canvas.axis.bar(x, y, 0.86 * _pitch(x), base, color=svg.ink(color))
         canvas.legend.append((name, color))
         base = base + y
-    canvas.curve(steps, column(rows, "seconds", "total"), "the whole step", "ink")
+    canvas.curve(steps, column(rows, "seconds", "total"), f"the whole {_unit(run)}", "ink")
     canvas.axis.set_ylim(bottom=0)
-    return canvas.plot("seconds", "Seconds in a step")
+    return canvas.plot("seconds", f"Seconds in a {_unit(run)}")
 
 
 def memory(run: RunRecord, *, narrow: bool = False) -> Plot | None:
@@ -187,7 +209,7 @@ def _lines(
     height: float = 2.7,
 ) -> Plot | None:
     """Curves over steps; `log` makes the axis logarithmic and words its powers of ten."""
-    canvas = _Canvas(width, height)
+    canvas = _Canvas(width, height, "batch" if rows and rows[0].get("phase") == "eval" else "step")
     steps = column(rows, "step")
     for label, path, color, how in curves:
         y = column(rows, *path)

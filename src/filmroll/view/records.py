@@ -13,20 +13,22 @@ from filmroll.run.record import Record, read_record
 
 Row = dict[str, Any]
 
-PHASES = ("warmup", "rl")
+PHASES = ("warmup", "rl", "sft", "eval")
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """What a run wrote down, and in `notes` whatever of it had to be passed over.
 
-    `warmup` and `rl` hold one row for each step, in order.
+    `warmup`, `rl` and `sft` hold one row for each step, in order; `eval` one for each batch of episodes.
     """
 
     path: Path
     config: Row = field(default_factory=dict)
     warmup: list[Row] = field(default_factory=list)
     rl: list[Row] = field(default_factory=list)
+    sft: list[Row] = field(default_factory=list)
+    eval: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -36,7 +38,18 @@ class RunRecord:
 
     @property
     def rows(self) -> list[Row]:
-        return [*self.warmup, *self.rl]
+        return [*self.warmup, *self.rl, *self.sft, *self.eval]
+
+    @property
+    def command(self) -> str:
+        """Which command made the run: train, sft or eval."""
+        first = self.events[0].get("command") if self.events else None
+        return str(first) if first in ("sft", "eval") else "train"
+
+    @property
+    def main(self) -> list[Row]:
+        """The rows of what the run is about."""
+        return {"sft": self.sft, "eval": self.eval}.get(self.command, self.rl)
 
 
 def read_run(run: Path) -> RunRecord:
@@ -50,6 +63,8 @@ def read_run(run: Path) -> RunRecord:
         config=_config(run / "config.json", notes),
         warmup=[row for row in rows if _phase(row) == "warmup"],
         rl=[row for row in rows if _phase(row) == "rl"],
+        sft=[row for row in rows if _phase(row) == "sft"],
+        eval=[row for row in rows if _phase(row) == "eval"],
         events=read_lines(run / "events.jsonl", notes),
         notes=notes,
     )

@@ -50,7 +50,7 @@ def _page(run: RunRecord, control: RunRecord | None) -> str:
     if control is not None:
         notes += [f"control run: {note}" for note in control.notes]
     head = summary.headline(run, control, now)
-    groups = contact_sheet(run.path, darkroom, notes)
+    groups = contact_sheet(run.path, darkroom, notes, unit="batch" if run.command == "eval" else "step")
     events = summary.events(run)
     return _template().render(
         run=run,
@@ -58,7 +58,7 @@ def _page(run: RunRecord, control: RunRecord | None) -> str:
         head=head,
         receipts=summary.receipts(run),
         wire=summary.wire(run),
-        settings=summary.settings(run.config),
+        settings=summary.settings(run.config, run.command),
         config=summary.whole(run.config),
         events=events if len(events) <= EVENTS else [*events[: EVENTS // 2], *events[-EVENTS // 2 :]],
         events_left_out=max(0, len(events) - EVENTS),

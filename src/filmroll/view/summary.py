@@ -17,13 +17,26 @@ RUNNING_SECONDS = 600.0
 _ENDS = {"finished", "failed"}
 _COUNTS = ("referenced", "verified", "decoded", "consumed")
 _SECRET = re.compile(r"secret|password|passwd|credential|api_?key|access_?key|auth", re.IGNORECASE)
-_TELLING = ("model", "seed", "environment.", "warmup.", "rl.", "steps", "engine.kind", "sampling.temperature")
+_TELLING = {
+    "train": ("model", "seed", "environment.", "warmup.", "rl.", "steps", "engine.kind", "sampling.temperature"),
+    "sft": ("model", "seed", "data.", "sft."),
+    "eval": ("model", "seed", "environment.", "eval.", "sampling.", "engine.kind"),
+}
+"""The fields that tell one run from another, by the command that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
+    command: str
     reward: float
     over: int
+    error: float
+    """Of the mean reward of an evaluation."""
+    passed: list[tuple[str, float]]
+    """An evaluation's pass@k, by k."""
+    loss: float
+    """Of supervised training: on held-out rows where there are any."""
+    held_out: bool
     control: float
     chance: float
     warmup_steps: int
@@ -81,18 +94,28 @@ class Event:
 
 
 def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
-    reward, over = last_mean(run.rl, "reward")
+    reward, over = last_mean(run.main, "reward")
+    evaluated = next((row for row in reversed(run.events) if row.get("kind") == "evaluated"), {})
+    if math.isfinite(number(evaluated, "reward")):
+        reward = number(evaluated, "reward")
+    held_out, _ = last_mean([row for row in run.sft if "held_out_loss" in row][-1:], "held_out_loss")
+    passed = evaluated.get("pass_at")
     times = _times(run)
     status, detail = _status(run, now, times)
     return Headline(
+        command=run.command,
         reward=reward,
         over=over,
+        error=number(evaluated, "reward_error"),
+        passed=[(k, number(passed, k)) for k in passed] if isinstance(passed, dict) else [],
+        loss=held_out if math.isfinite(held_out) else last_mean(run.sft, "loss")[0],
+        held_out=math.isfinite(held_out),
         control=last_mean(control.rl, "reward")[0] if control else math.nan,
         chance=_chance(run),
         warmup_steps=len(run.warmup),
-        rl_steps=len(run.rl),
+        rl_steps=len(run.main),
         seconds=max(times) - min(times) if times else math.nan,
-        engine_restarts=total(run.rl, "engine_restarts"),
+        engine_restarts=total(run.main, "engine_restarts"),
         samples_stale=total(run.rl, "samples_stale"),
         steps_skipped=sum(row.get("updated") is False for row in run.rl),
         images_missing=total(run.rows, "images_missing"),
@@ -104,7 +127,12 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
 
 def receipts(run: RunRecord) -> list[ReceiptLine]:
     """A line for every phase and process that wrote at least one receipt."""
-    phases = (("warm-up", run.warmup), ("reinforcement learning", run.rl))
+    phases = (
+        ("warm-up", run.warmup),
+        ("reinforcement learning", run.rl),
+        ("supervised training", run.sft),
+        ("evaluation", run.eval),
+    )
     lines = [_receipt_line(phase, who, rows) for phase, rows in phases for who in ("engine", "trainer")]
     return [line for line in lines if line.steps]
 
@@ -118,7 +146,7 @@ def wire(run: RunRecord) -> Wire:
         pixels=total([row for row in rows if _sent(row) > 0], "pixel_bytes"),
         placements=total(rows, "images"),
         files=total(rows, "images_new"),
-        images_per_second=last_mean(run.rl, "images_per_second")[0],
+        images_per_second=last_mean(run.main, "images_per_second")[0],
     )
 
 
@@ -136,9 +164,9 @@ def events(run: RunRecord) -> list[Event]:
     ]
 
 
-def settings(config: Row, limit: int = 24) -> list[tuple[str, str]]:
+def settings(config: Row, command: str = "train", limit: int = 24) -> list[tuple[str, str]]:
     """The fields that tell one run from another, as dotted names and values."""
-    return [(name, _short(value)) for name, value in _flat(config) if name.startswith(_TELLING)][:limit]
+    return [(name, _short(value)) for name, value in _flat(config) if name.startswith(_TELLING[command])][:limit]
 
 
 def whole(config: Row) -> str:
@@ -149,7 +177,11 @@ def whole(config: Row) -> str:
 def broken(run: RunRecord) -> list[str]:
     """Steps whose loss or reward is not a number: a plot would only show a gap."""
     said = []
-    for phase, rows, keys in (("warm-up", run.warmup, ("loss",)), ("rl", run.rl, ("loss", "reward"))):
+    for phase, rows, keys in (
+        ("warm-up", run.warmup, ("loss",)),
+        ("rl", run.rl, ("loss", "reward")),
+        ("sft", run.sft, ("loss",)),
+    ):
         for key in keys:
             steps = [row["step"] for row in rows if key in row and not math.isfinite(number(row, key))]
             if steps:

@@ -53,7 +53,7 @@ def axes(width: float, height: float, along: str) -> Any:
     axis.set_axisbelow(True)
     axis.tick_params(colors=ink("faint"), length=0, pad=5)
     axis.tick_params(which="minor", left=False, bottom=False)
-    axis.xaxis.get_major_locator().set_params(integer=along == "step")
+    axis.xaxis.get_major_locator().set_params(integer=along in ("step", "batch"))
     axis.set_xlabel(along, color=ink("faint"))
     axis.margins(x=0.02)
     return axis
