@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from filmroll.errors import ReceiptError
+from filmroll.errors import ReceiptError, TrainingError
 from filmroll.families import load_family
 from filmroll.materialize.feed import feeding, load_model, model_inputs, vision_tower
 from filmroll.materialize.sheet import Picture, Sheet
@@ -133,3 +133,15 @@ def test_no_pictures_are_no_matter(family, model):
     with feeding(model, family, sheet) as consumed, torch.no_grad():
         model(**model_inputs(family, [[65, 66], [67]], sheet, pad="left"))
     assert consumed.images == 0
+
+
+def test_a_model_that_cannot_see_is_refused_by_name(family, model, pictures):
+    blind = torch.nn.ModuleDict({"language": model.model.language_model})
+    with (
+        pytest.raises(TrainingError, match="ModuleDict has no vision tower"),
+        feeding(blind, family, Sheet.of(pictures)),
+    ):
+        pass
+    model.model.eyes, model.model.visual = model.model.visual, None
+    with pytest.raises(TrainingError, match="Qwen3VLModel is none of visual, vision_tower"):
+        vision_tower(model)

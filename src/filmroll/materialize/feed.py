@@ -233,4 +233,10 @@ def _core(model: Any) -> Any:
 def vision_tower(model: Any) -> Any:
     """What turns pixels into features, with its merger where that is part of it."""
     core = _core(model)
-    return next(module for name in TOWERS if (module := getattr(core, name, None)) is not None)
+    for name in TOWERS:
+        if (module := getattr(core, name, None)) is not None:
+            return module
+    raise TrainingError(
+        f"the vision tower of {type(core).__name__} is none of {', '.join(TOWERS)}",
+        remedy="Give it one of these names beside its own",
+    )
