@@ -87,7 +87,8 @@ class Album:
         try:
             return self._images.load([descriptor]).pictures[0]
         except UNHAD as error:
-            self._gone[key] = error
+            # Another one, that holds no frames and what was in them.
+            self._gone[key] = error.at()
             raise
 
     def _of_sample(self, sample: TrainingSample) -> tuple[list[Picture], list[MissingImage]]:
