@@ -173,6 +173,7 @@ def test_over_files_a_killed_run_goes_on_from_its_samples(finished, tmp_path):
     reference, _ = finished
     directory = tmp_path / "files"
     over_files = ["--transport.kind", "files", "--transport.window_messages", "8", "--run.checkpoint_every", "100"]
+    over_files += ["--run.restarts", "0"]
     run = start("train", str(EXAMPLE), *flags(directory, 4, 2, *over_files, *same_model(finished)))
     wait_until(lambda: steps_done(directory, "warmup") >= 2)
     os.kill(json.loads((directory / "processes" / "trainer.json").read_text())["pid"], signal.SIGKILL)
