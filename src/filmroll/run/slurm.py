@@ -49,7 +49,7 @@ def layout(config: Config) -> list[Step]:
         if last > chosen.gpus_per_node:
             raise ConfigError(
                 f"{name} would need GPU {last} of node {node}, which has {chosen.gpus_per_node}",
-                remedy="See slurm.gpus_per_node, trainer.ranks, slurm.engine_gpus, slurm.engine_nodes and engine.replicas",
+                remedy="See slurm.gpus_per_node and engine_gpus, trainer.ranks, engine.replicas and slurm.engine_nodes",
             )
         return Step(role, name, node, range(first, last))
 
