@@ -26,7 +26,7 @@ from tests.vllm.conftest import WIDE_HEADS, desk_of
 from tests.vllm.conversations import Desk
 from tests.vllm.serving import Server, serving
 from tests.vllm.test_agreement import TOLERANCE
-from tests.vllm.test_weights import FLAGS, INFO, UPDATE, assert_of, assert_predicted, update, wait_for
+from tests.vllm.test_weights import FLAGS, INFO, UPDATE, assert_predicted, update, wait_for
 from tests.vllm.trainer import Trainer
 
 pytestmark = pytest.mark.vllm
@@ -97,7 +97,7 @@ def test_what_fails_while_it_is_loaded_is_undone(vllm: Server, desk: Desk, train
         assert vllm.post(BREAK, {"times": 1}).status == 200
         assert vllm.post(UPDATE, {"version": 1}).status == 502
         answer = vllm.generate(body)
-        assert_of(trainer, answer, body, before)
+        assert_predicted(trainer, [(body, answer)], before)
         assert before or (answer.tokens, answer.logprobs) == (first.tokens, first.logprobs)
 
 
@@ -108,12 +108,12 @@ def test_answers_follow_the_weights_as_the_trainer_predicts_and_return_exactly(
     bodies = [desk.request([desk.picture(300 + one) for one in range(number)], seed=number) for number in (1, 2, 3)]
     before = [vllm.generate(body) for body in bodies]
     for body, answer in zip(bodies, before, strict=True):
-        assert_of(trainer, answer, body, 0)
+        assert_predicted(trainer, [(body, answer)], 0)
     for version in (1, 2):
         update(vllm, version)
         for body, old in zip(bodies, before, strict=True):
             answer = vllm.generate(body)
-            assert_of(trainer, answer, body, version)
+            assert_predicted(trainer, [(body, answer)], version)
             assert max(np.abs(np.subtract(answer.logprobs, old.logprobs))) > 100 * TOLERANCE
     update(vllm, 0)
     for body, old in zip(bodies, before, strict=True):
