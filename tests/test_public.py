@@ -16,7 +16,9 @@ def test_the_public_names_are_these():
 
 
 def test_the_core_imports_without_torch_and_transformers():
-    rooms = "filmroll, filmroll.rollout.worker, filmroll.run.orchestrator, filmroll.run.roles, filmroll.cli"
+    rooms = (
+        "filmroll, filmroll.rollout.worker, filmroll.run.courses.orchestrator, filmroll.run.members.roles, filmroll.cli"
+    )
     check = f"import sys, {rooms}; sys.exit(bool({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 

@@ -45,7 +45,7 @@ def train(
 ) -> None:
     """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
     from filmroll.run.config import help_text, load_config
-    from filmroll.run.course import resumed
+    from filmroll.run.courses.course import resumed
     from filmroll.run.directory import RunDirectory
 
     if "--help" in (str(config), *context.args) or (config is None and resume is None):

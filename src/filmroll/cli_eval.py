@@ -21,9 +21,9 @@ def evaluate(
 ) -> None:
     """Play episodes with a model; every field is also a flag: --eval.episodes 200 --eval.samples 4."""
     from filmroll.run.config import help_text
-    from filmroll.run.contest import contest
+    from filmroll.run.courses.contest import contest
+    from filmroll.run.courses.evaluation import evaluate as run_evaluation
     from filmroll.run.directory import RunDirectory
-    from filmroll.run.evaluation import evaluate as run_evaluation
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
 

@@ -31,7 +31,7 @@ def orchestrator(context: typer.Context, config: File = None, run: Folder = None
     A run that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step
     that is under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
     """
-    from filmroll.run.course import resumed
+    from filmroll.run.courses.course import resumed
 
     _log()
     found = _run(config, run, context.args)
@@ -73,8 +73,8 @@ def slurm(
 
     --run alone submits a run again that has ended before its end.
     """
+    from filmroll.run.cluster.slurm import submit, write_job
     from filmroll.run.directory import RunDirectory
-    from filmroll.run.slurm import submit, write_job
 
     if config is not None and run is None:
         found = RunDirectory.create(_loaded(config, run, context.args))
@@ -95,7 +95,7 @@ def role(
 ) -> None:
     """What such a process does, for whoever holds its standard input open."""
     from filmroll.run.directory import RunDirectory
-    from filmroll.run.roles import run_engine, run_trainer, run_worker
+    from filmroll.run.members.roles import run_engine, run_trainer, run_worker
 
     _log()
     opened = RunDirectory.open(run)
@@ -109,9 +109,9 @@ def role(
 
 def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
     """Train in this folder and write the report; what was told to end soon exits with a status of its own."""
+    from filmroll.run.courses.orchestrator import train
     from filmroll.run.directory import newest_run
-    from filmroll.run.ending import Ending
-    from filmroll.run.orchestrator import train
+    from filmroll.run.processes.ending import Ending
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
 
@@ -141,9 +141,9 @@ def _run(config: Path | None, run: Path | None, flags: list[str]) -> RunDirector
 
 
 def _join(role: str, name: str, config: Path | None, run: Path | None, flags: list[str]) -> None:
+    from filmroll.run.cluster.join import join, there_will_be
     from filmroll.run.directory import fixed_place
-    from filmroll.run.join import join, there_will_be
-    from filmroll.run.member import engine_names
+    from filmroll.run.members.member import engine_names
 
     _log()
     if config is None:

@@ -57,8 +57,8 @@ def serve(
 
     What stands after -- goes to vLLM as it is: filmroll serve MODEL --engine vllm -- --dtype bfloat16
     """
-    from filmroll.run.offer import Offer, take_ports
-    from filmroll.run.serve import serve as run_replicas
+    from filmroll.run.serving.offer import Offer, take_ports
+    from filmroll.run.serving.serve import serve as run_replicas
 
     if engine is Kind.EMBEDDED and context.args:
         raise ConfigError(f"{context.args[0]!r} is nothing that the embedded engine knows", remedy="See --help")

@@ -17,9 +17,9 @@ def sft(
 ) -> None:
     """Learn conversations with images; every field is also a flag: --data.path chats.jsonl --sft.epochs 3."""
     from filmroll.run.config import help_text, load_config
-    from filmroll.run.course import resumed
+    from filmroll.run.courses.course import resumed
+    from filmroll.run.courses.sft import sft as run_sft
     from filmroll.run.directory import RunDirectory
-    from filmroll.run.sft import sft as run_sft
     from filmroll.view.display import Display
     from filmroll.view.report import write_report
 

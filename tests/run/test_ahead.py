@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from filmroll.run.ahead import played_ahead
+from filmroll.run.courses.ahead import played_ahead
 
 
 class Plays:

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from filmroll.errors import ConfigError, RunError
+from filmroll.run.cluster.gate import ORCHESTRATOR, Pulse, Wanted, opened_gate
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.gate import ORCHESTRATOR, Pulse, Wanted, opened_gate
-from filmroll.run.launch import announce, announced
 from filmroll.run.network import own_address
+from filmroll.run.processes.launch import announce, announced
 from filmroll.wire.channel import Caller
 from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
 
@@ -258,7 +258,7 @@ def test_what_is_wanted_is_kept_for_whoever_comes_and_an_answer_is_of_this_start
 
 
 def test_two_cannot_come_under_one_name_but_one_may_follow_another_that_fell_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr("filmroll.run.gate.REPLACED_AFTER_S", 0.5)
+    monkeypatch.setattr("filmroll.run.cluster.gate.REPLACED_AFTER_S", 0.5)
 
     async def talk(run, gate, say):
         remote = await gate.start("worker", 0)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from filmroll.errors import RunError
-from filmroll.run.child import Child, leashed
+from filmroll.run.processes.child import Child, leashed
 
 FAMILY = ["sh", "-c", "sleep 1000 & echo $!; wait"]
 """Starts another process, says which, and waits for it."""
@@ -69,7 +69,7 @@ def test_a_process_that_does_not_end_is_killed() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its starter has died")
 def test_a_leashed_process_ends_with_its_starter() -> None:
     """kill -9 of the starter, which can then tell nobody."""
-    program = "import os, subprocess, sys; from filmroll.run.child import leashed; "
+    program = "import os, subprocess, sys; from filmroll.run.processes.child import leashed; "
     program += "one = subprocess.Popen(leashed(['sleep', '1000'])); print(one.pid, flush=True); one.wait()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None

@@ -19,9 +19,9 @@ import pytest
 
 from filmroll.errors import EngineUnavailableError
 from filmroll.render import Renderer
-from filmroll.run import switchboard
-from filmroll.run.health import free_port
-from filmroll.run.switchboard import Connect, Switchboard
+from filmroll.run.members import switchboard
+from filmroll.run.members.switchboard import Connect, Switchboard
+from filmroll.run.processes.health import free_port
 from filmroll.wire.generate import SamplingParams
 from tests.conftest import Served
 from tests.run.test_train import EXAMPLE, command, rows

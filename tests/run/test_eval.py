@@ -12,8 +12,8 @@ import pytest
 
 from filmroll.families.tiny import build_tiny_model
 from filmroll.rollout.trajectory import Trajectory
-from filmroll.run.contest import contest
-from filmroll.run.standing import pass_at, standing
+from filmroll.run.courses.contest import contest
+from filmroll.run.courses.standing import pass_at, standing
 from tests.conftest import Served
 
 SMALL = [

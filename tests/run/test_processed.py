@@ -31,7 +31,7 @@ TRAINER = """
 import sys
 from pathlib import Path
 from filmroll.run.directory import RunDirectory
-from filmroll.run.roles import run_trainer
+from filmroll.run.members.roles import run_trainer
 run_trainer(RunDirectory.open(Path(sys.argv[1])), "trainer")
 """
 

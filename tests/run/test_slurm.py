@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from filmroll.errors import ConfigError
+from filmroll.run.cluster.slurm import job_script, layout
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.slurm import job_script, layout
-from filmroll.run.variables import IMAGES
+from filmroll.run.processes.variables import IMAGES
 from tests.run.test_train import EXAMPLE, command
 
 

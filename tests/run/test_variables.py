@@ -12,8 +12,8 @@ import pytest
 from filmroll.errors import ConfigError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.launch import Process
-from filmroll.run.variables import IMAGES, launched_variables
+from filmroll.run.processes.launch import Process
+from filmroll.run.processes.variables import IMAGES, launched_variables
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
 

@@ -139,7 +139,7 @@ FAULTS = {"fails": _fail, "waits": _wait}
 """What rank 1 does in the middle of a forward, where rank 0 waits for it."""
 
 if __name__ == "__main__":
-    from filmroll.run.torchrun import is_rank, saying_what_failed, start_ranks
+    from filmroll.run.processes.torchrun import is_rank, saying_what_failed, start_ranks
 
     told = json.loads(Path(sys.argv[1]).read_text())
     if is_rank():

@@ -11,7 +11,7 @@ from filmroll.engine.weights import MANIFEST, version_folder
 from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import model_folder
 from filmroll.run.directory import RunDirectory
-from filmroll.run.roles import model_dir
+from filmroll.run.members.roles import model_dir
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
 

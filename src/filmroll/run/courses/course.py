@@ -15,9 +15,9 @@ from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_options
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.ending import Ending
-from filmroll.run.roles import model_dir
-from filmroll.run.variables import launched_variables
+from filmroll.run.members.roles import model_dir
+from filmroll.run.processes.ending import Ending
+from filmroll.run.processes.variables import launched_variables
 
 Observer = Callable[[dict[str, Any]], None]
 """Told of each step's metrics as they are written down."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from filmroll.errors import ConfigError, RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.member import engine_names
+from filmroll.run.members.member import engine_names
 from filmroll.run.network import read_network
-from filmroll.run.variables import launched_variables
+from filmroll.run.processes.variables import launched_variables
 
 SCRIPT = "job.sh"
 """The script's name in the run's folder."""

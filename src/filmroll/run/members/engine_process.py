@@ -8,14 +8,14 @@ from typing import Self
 from filmroll.engine.vllm.launch import VllmServer, check_flags, find_vllm
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import RunError
-from filmroll.run.child import leashed
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import VllmEngineConfig
-from filmroll.run.health import free_port, until_healthy, url_of
-from filmroll.run.launch import Process, announce, role_command
+from filmroll.run.members.roles import MiB, model_dir, model_name
 from filmroll.run.network import own_address
-from filmroll.run.roles import MiB, model_dir, model_name
+from filmroll.run.processes.child import leashed
+from filmroll.run.processes.health import free_port, until_healthy, url_of
+from filmroll.run.processes.launch import Process, announce, role_command
 
 VLLM_PATIENCE = 1800.0
 """Seconds: a large model is read, and compiled for."""

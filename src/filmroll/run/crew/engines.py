@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from filmroll.errors import EngineUnavailableError, RunError
 from filmroll.rollout.client import EngineClient
-from filmroll.run.child import race
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.lives import Lives
-from filmroll.run.member import Member, Starter, engine_names
-from filmroll.run.switchboard import Connect
+from filmroll.run.members.member import Member, Starter, engine_names
+from filmroll.run.members.switchboard import Connect
+from filmroll.run.processes.child import race
+from filmroll.run.processes.lives import Lives
 
 T = TypeVar("T")
 

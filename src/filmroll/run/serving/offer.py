@@ -11,8 +11,8 @@ from filmroll.engine.vllm.launch import VllmServer, check_flags, find_vllm
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import ConfigError
 from filmroll.families import load_family
-from filmroll.run.health import free_port, url_of
-from filmroll.run.serve import Replica
+from filmroll.run.processes.health import free_port, url_of
+from filmroll.run.serving.serve import Replica
 from filmroll.store import Store, open_store
 from filmroll.store.nowhere import URL as INLINE
 

@@ -15,9 +15,9 @@ from typing import Self
 import msgspec
 
 from filmroll.errors import RunError
-from filmroll.run.child import Child
 from filmroll.run.directory import RunDirectory
-from filmroll.run.variables import launched_variables
+from filmroll.run.processes.child import Child
+from filmroll.run.processes.variables import launched_variables
 
 _POLL = 0.05
 _PATIENCE = 300.0

@@ -15,16 +15,16 @@ from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
-from filmroll.run.ahead import played_ahead
 from filmroll.run.config import Config, RlConfig, WarmupConfig
-from filmroll.run.course import Observer, course, ready_model
-from filmroll.run.crew import Crew, Restarts, crew
+from filmroll.run.courses.ahead import played_ahead
+from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
+from filmroll.run.crew.crew import Crew, Restarts, crew
 from filmroll.run.directory import RunDirectory
-from filmroll.run.ending import Ending
-from filmroll.run.lessons import DEMONSTRATED, Lessons
+from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import rl_row, warmup_row
+from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
-from filmroll.run.roles import model_dir
 from filmroll.train.samples import branch_advantages, recent, samples
 from filmroll.train.step import Progress
 from filmroll.wire.generate import SamplingParams

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from filmroll.errors import RunError
-from filmroll.run import leash
+from filmroll.run.processes import leash
 
 T = TypeVar("T")
 WORDS = 500

@@ -11,7 +11,7 @@ import msgspec
 from filmroll.errors import EngineUnavailableError
 from filmroll.render import Rendered
 from filmroll.rollout.client import Completion, EngineClient
-from filmroll.run.child import race
+from filmroll.run.processes.child import race
 from filmroll.wire.generate import SamplingParams
 
 NOTICE_S = 60.0

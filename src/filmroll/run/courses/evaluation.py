@@ -15,17 +15,17 @@ from filmroll.families import Family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config
-from filmroll.run.contest import Weights
-from filmroll.run.course import Observer, course, ready_model
-from filmroll.run.crew import memory, started_engines, started_players
+from filmroll.run.courses.contest import Weights
+from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.standing import Standing, standing
+from filmroll.run.crew.crew import memory, started_engines, started_players
+from filmroll.run.crew.players import Players
+from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
 from filmroll.run.export import link_or_copy
+from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import eval_row
-from filmroll.run.players import Players
 from filmroll.run.record import rollout_record
-from filmroll.run.roles import model_dir
-from filmroll.run.served import Served
-from filmroll.run.standing import Standing, standing
 from filmroll.wire.generate import SamplingParams
 
 

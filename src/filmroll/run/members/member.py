@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 from filmroll.errors import RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.engine_process import start_engine
-from filmroll.run.launch import Process, role_command
+from filmroll.run.members.engine_process import start_engine
+from filmroll.run.processes.launch import Process, role_command
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ import msgspec
 from filmroll.errors import RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.lives import Lives
-from filmroll.run.member import Member
-from filmroll.run.roles import codec
+from filmroll.run.members.member import Member
+from filmroll.run.members.roles import codec
+from filmroll.run.processes.lives import Lives
 from filmroll.train.step import Ask, Measure, Measured, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
 from filmroll.wire.transport import Sender, open_sender

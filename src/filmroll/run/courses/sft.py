@@ -20,18 +20,18 @@ from filmroll.families import Family
 from filmroll.render import RendererPool, load_renderer
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.trajectory import Trajectory
-from filmroll.run.ahead import played_ahead
 from filmroll.run.config import Config
-from filmroll.run.course import Observer, course, ready_model
-from filmroll.run.crew import learner_alone, memory
+from filmroll.run.courses.ahead import played_ahead
+from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
+from filmroll.run.courses.syllabus import Syllabus
+from filmroll.run.crew.crew import learner_alone, memory
+from filmroll.run.crew.learner import Learner
 from filmroll.run.directory import RunDirectory
 from filmroll.run.export import export
-from filmroll.run.learner import Learner
-from filmroll.run.lessons import DEMONSTRATED, Lessons
+from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import sft_row
 from filmroll.run.record import rollout_record
-from filmroll.run.roles import model_dir
-from filmroll.run.syllabus import Syllabus
 from filmroll.train.samples import samples
 from filmroll.train.step import Progress
 from filmroll.wire.training import LossWeights, TrainingSample

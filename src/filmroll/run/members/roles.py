@@ -15,14 +15,14 @@ from filmroll.materialize import Materializer
 from filmroll.materialize.carried import Carried
 from filmroll.render import load_renderer
 from filmroll.rollout.worker import RolloutTask, Worker
-from filmroll.run.child import race
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import EmbeddedEngineConfig
-from filmroll.run.launch import announce, end_with_starter, role_command
+from filmroll.run.members.switchboard import Connect, Switchboard
 from filmroll.run.network import own_address
-from filmroll.run.switchboard import Connect, Switchboard
-from filmroll.run.torchrun import is_rank, saying_what_failed, start_ranks
+from filmroll.run.processes.child import race
+from filmroll.run.processes.launch import announce, end_with_starter, role_command
+from filmroll.run.processes.torchrun import is_rank, saying_what_failed, start_ranks
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver

@@ -11,9 +11,9 @@ from anyio import to_thread
 from filmroll.families import Family
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.run.config import Config
+from filmroll.run.crew.learner import Learner
 from filmroll.run.directory import RunDirectory
-from filmroll.run.learner import Learner
-from filmroll.run.roles import materializer
+from filmroll.run.members.roles import materializer
 from filmroll.store import Manifest
 from filmroll.train.plan import Plan, plan
 from filmroll.train.processed import with_images

@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from filmroll.errors import ConfigError, RunError
-from filmroll.run.child import Watched
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.launch import announce, announced, withdraw
-from filmroll.run.member import role_of
+from filmroll.run.members.member import role_of
 from filmroll.run.network import own_address
+from filmroll.run.processes.child import Watched
+from filmroll.run.processes.launch import announce, announced, withdraw
 from filmroll.wire.channel import Listener
 
 ORCHESTRATOR = "orchestrator"

@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 
 from filmroll.errors import FilmrollError, RunError
 from filmroll.rollout.worker import Played, RolloutTask
-from filmroll.run.child import race
 from filmroll.run.config import Config
+from filmroll.run.crew.engines import Engines
+from filmroll.run.crew.learner import Start
+from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
-from filmroll.run.engines import Engines
-from filmroll.run.learner import Start
-from filmroll.run.lives import Lives
-from filmroll.run.member import Member
-from filmroll.run.roles import Nothing
-from filmroll.run.served import Served
-from filmroll.run.switchboard import Connect
+from filmroll.run.members.member import Member
+from filmroll.run.members.roles import Nothing
+from filmroll.run.members.switchboard import Connect
+from filmroll.run.processes.child import race
+from filmroll.run.processes.lives import Lives
 from filmroll.wire.channel import Caller
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from filmroll.run.engines import Tell
-from filmroll.run.switchboard import Connect
+from filmroll.run.crew.engines import Tell
+from filmroll.run.members.switchboard import Connect
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from filmroll.errors import ConfigError
 from filmroll.run.config import TINY, Config, build_config, read_toml
 from filmroll.run.directory import RunDirectory
 from filmroll.run.export import newest_version
-from filmroll.run.roles import model_dir
+from filmroll.run.members.roles import model_dir
 
 TAKEN = ("seed", "environment", "multimodal", "render", "sampling", "engine")
 """What an evaluation takes over from the run whose weights it evaluates."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filmroll.errors import ConfigError, FilmrollError, RunError
-from filmroll.run.child import race
+from filmroll.run.cluster.gate import ORCHESTRATOR, PULSE_S, REPLACED_AFTER_S, Pulse, Wanted
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.gate import ORCHESTRATOR, PULSE_S, REPLACED_AFTER_S, Pulse, Wanted
-from filmroll.run.launch import Process, announced
-from filmroll.run.member import Here
+from filmroll.run.members.member import Here
+from filmroll.run.processes.child import race
+from filmroll.run.processes.launch import Process, announced
 from filmroll.wire.channel import Caller
 
 _ANSWER_S = 5.0

@@ -9,14 +9,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import psutil
 
+from filmroll.run.cluster.gate import opened_gate
 from filmroll.run.config import Config
+from filmroll.run.crew.engines import Engines
+from filmroll.run.crew.learner import Learner, Start
+from filmroll.run.crew.players import Players
+from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
-from filmroll.run.engines import Engines
-from filmroll.run.gate import opened_gate
-from filmroll.run.learner import Learner, Start
-from filmroll.run.member import Here, Member, Starter, engine_names
-from filmroll.run.players import Players
-from filmroll.run.served import Served
+from filmroll.run.members.member import Here, Member, Starter, engine_names
 
 
 class Crew:

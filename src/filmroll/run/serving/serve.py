@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from filmroll.run.child import Child, leashed
-from filmroll.run.health import until_healthy
+from filmroll.run.processes.child import Child, leashed
+from filmroll.run.processes.health import until_healthy
 
 PATIENCE_S = 30.0
 """How long requests under way may take when all are told to end."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from filmroll.errors import RunError
-from filmroll.run.child import leashed
+from filmroll.run.processes.child import leashed
 
 
 def is_rank() -> bool:

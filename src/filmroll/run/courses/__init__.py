@@ -1,0 +1,1 @@
+"""What is done with a crew: reinforcement learning, supervised learning, evaluation."""
