@@ -38,7 +38,7 @@ from filmroll.materialize import Materializer
 from filmroll.materialize.feed import vision_tower
 from filmroll.store import Store, open_store
 from filmroll.train.bins import Bin, Costs, Limits
-from filmroll.train.plan import plan
+from filmroll.train.plan import deal, plan
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
@@ -187,7 +187,7 @@ def packing(bench: Bench) -> dict[str, float]:
     random.shuffle(samples)
     came = as_they_come(samples, costs, limits)
     ways = {
-        "packed": plan(samples, family, config, ranks=RANKS).ranks,
+        "packed": deal(plan(samples, family, config).micro_batches, Costs(family), RANKS),
         "first come": [came[rank::RANKS] for rank in range(RANKS)],
     }
     rows: list[list[object]] = []

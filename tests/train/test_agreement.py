@@ -58,7 +58,7 @@ def gaps(seeing, chosen):
     materializer, model = seeing
     found = []
     with torch.no_grad():
-        for batch in plan(chosen, materializer.family, TrainerConfig()).ranks[0]:
+        for batch in plan(chosen, materializer.family, TrainerConfig()).micro_batches:
             loaded = Loader(materializer, model).load(batch)
             found.append((forward(model, materializer.family, loaded).logprobs - loaded.logprobs).abs())
     return torch.cat(found)

@@ -19,8 +19,9 @@ from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.carried import Carried
 from filmroll.train.album import Album, stand_in
+from filmroll.train.bins import Costs
 from filmroll.train.loader import Loader
-from filmroll.train.plan import plan
+from filmroll.train.plan import deal, plan
 from filmroll.train.processed import with_images
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
@@ -238,7 +239,7 @@ def test_a_dummy_is_no_sample_that_counts(trainer: Trainer, store: CountingStore
     """It weighs nothing anyway: its image is missing, no sample is masked for it."""
     images = [put(store, trainer.family, number) for number in (90, 91)]
     samples = [showing(trainer.family, name, [one]) for name, one in zip(("a", "bb"), images, strict=True)]
-    (_,), (dummy,) = plan(samples[:1], trainer.family, CONFIG, ranks=2).ranks
+    (_,), (dummy,) = deal(plan(samples[:1], trainer.family, CONFIG).micro_batches, Costs(trainer.family), 2)
     lose(images[0])
     report = step(trainer, [*arranged("a row each", samples[1:]), dummy])
     assert (report.samples_masked, report.receipt.missing) == (0, 1)

@@ -9,12 +9,13 @@ from filmroll.errors import TrainingError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.store import open_store
+from filmroll.train.bins import Costs
 from filmroll.train.forward import forward
 from filmroll.train.loader import Loader
 from filmroll.train.loss import loss
 from filmroll.train.objective import LossConfig, Trained
 from filmroll.train.overlong import beginning
-from filmroll.train.plan import plan
+from filmroll.train.plan import deal, plan
 from filmroll.train.step import TrainerConfig, TrainStep
 from filmroll.train.trainer import Trainer
 from filmroll.wire.training import LossWeights, MicroBatch, PlacedImage, TrainingSample
@@ -110,7 +111,7 @@ def assert_same(gradients, expected):
 def test_a_packed_step_is_the_same_step(trainer, samples, whole, objective):
     """However its samples are divided into micro-batches."""
     apart, expected = done(trainer, alone(samples), whole)
-    packed = plan(samples, trainer.family, UNCLIPPED).ranks[0]
+    packed = plan(samples, trainer.family, UNCLIPPED).micro_batches
     assert any(len(row) > 1 for batch in packed for row in batch.rows)
     assert 1 < len(packed) < len(samples)
     for batches in (packed, [MicroBatch([list(samples)])], [MicroBatch([[one] for one in samples])]):
@@ -126,7 +127,7 @@ def test_a_packed_step_is_the_same_step(trainer, samples, whole, objective):
 def test_the_ranks_gradients_add_up_to_the_whole_steps(trainer, samples, whole, objective, ranks):
     _, expected = done(trainer, alone(samples), whole)
     total = dict.fromkeys(expected, 0.0)
-    for batches in plan(samples, trainer.family, UNCLIPPED, ranks=ranks).ranks:
+    for batches in deal(plan(samples, trainer.family, UNCLIPPED).micro_batches, Costs(trainer.family), ranks):
         if any(one.trained.any() for batch in batches for one in batch.samples):
             _, part = done(trainer, batches, whole)
             total = {name: total[name] + part[name] for name in total}
@@ -136,7 +137,7 @@ def test_the_ranks_gradients_add_up_to_the_whole_steps(trainer, samples, whole, 
 @pytest.mark.parametrize("sees", [True, False])
 def test_a_dummy_contributes_exactly_nothing(trainer, samples, whole, objective, sees):
     chosen = [one for one in samples if bool(one.images) == sees][:1]
-    (_,), (dummy,) = plan(chosen, trainer.family, UNCLIPPED, ranks=2).ranks
+    (_,), (dummy,) = deal(plan(chosen, trainer.family, UNCLIPPED).micro_batches, Costs(trainer.family), 2)
     assert any(one.images for one in dummy.samples) == sees
     before, expected = done(trainer, alone(samples), whole)
     after, gradients = done(trainer, [*alone(samples), dummy], Trained.of([*samples, *dummy.samples]))
@@ -148,7 +149,7 @@ def test_a_dummy_contributes_exactly_nothing(trainer, samples, whole, objective,
 
 def test_a_dummys_backward_reaches_every_parameter(trainer, samples):
     """Ranks that share a model reduce gradients together: each needs one for all that the others have, if only zero."""
-    (_,), (dummy,) = plan(samples[:1], trainer.family, UNCLIPPED, ranks=2).ranks
+    (_,), (dummy,) = deal(plan(samples[:1], trainer.family, UNCLIPPED).micro_batches, Costs(trainer.family), 2)
     for parameter in trainer.model.parameters():
         parameter.grad = None
     batch = Loader(trainer._loader._images, trainer.model).load(dummy)

@@ -60,7 +60,7 @@ def played(tiny_model, tmp_path_factory):
         for sample in samples(one.trajectory, renderer.family, advantage=1.0, weights=weights)
     ]
     materializer = Materializer(store, renderer.family)
-    raw = TrainStep(1e-3, 0, plan(made, renderer.family, CONFIG).ranks[0])
+    raw = TrainStep(1e-3, 0, plan(made, renderer.family, CONFIG).micro_batches)
     assert len(raw.micro_batches) > 1
     return Played(raw, with_images(raw, materializer), materializer)
 

@@ -56,7 +56,7 @@ def disturb(trainer):
 
 
 def step(trainer, samples, rate=0.0):
-    return trainer.step(TrainStep(rate, 0, plan(samples, trainer.family, CONFIG).ranks[0]))
+    return trainer.step(TrainStep(rate, 0, plan(samples, trainer.family, CONFIG).micro_batches))
 
 
 def test_at_the_reference_there_is_nothing_to_gain(trainer, held):

@@ -64,7 +64,7 @@ def work(store: Store, family: Family, number: int, *, pictures: int = 4, count:
                 images=images,
             )
         )
-    return TrainStep(RATE, number, plan(samples, family, CONFIG).ranks[0])
+    return TrainStep(RATE, number, plan(samples, family, CONFIG).micro_batches)
 
 
 def step_without(store: Store, family: Family, number: int) -> TrainStep:

@@ -22,25 +22,28 @@ from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`ranks[r][i]` is the i-th micro-batch of rank r: for each i, all of them have images or none has."""
+    """Micro-batches that hold a step's samples."""
 
-    ranks: list[list[MicroBatch]]
+    micro_batches: list[MicroBatch]
     cut: int
     """How many samples lost their end."""
     dropped: int
     """How many had no token to train, or none that was left."""
 
 
-def plan(samples: Sequence[TrainingSample], family: Family, config: TrainerConfig, *, ranks: int = 1) -> Plan:
-    """Pack the samples and deal them out. A SampleTooLongError names the first that no micro-batch holds."""
+def plan(samples: Sequence[TrainingSample], family: Family, config: TrainerConfig) -> Plan:
+    """Pack the samples. A SampleTooLongError names the first that no micro-batch holds."""
     costs = Costs(family)
     limits = Limits(config.max_tokens, config.max_patches, family.forward.packs)
     fit = fitting(samples, costs, limits, cut=config.overlong == "cut")
-    return Plan(deal(pack(fit.samples, costs, limits), costs, ranks), fit.cut, fit.dropped)
+    return Plan(pack(fit.samples, costs, limits), fit.cut, fit.dropped)
 
 
 def deal(packed: Sequence[MicroBatch], costs: Costs, ranks: int) -> list[list[MicroBatch]]:
-    """The same samples for so many ranks, whatever number they were packed for; dummies where there are too few."""
+    """The same samples for so many ranks, a list for each: the i-th of all of them have images, or none of them has.
+
+    Where there are too few, dummies stand that count in nothing.
+    """
     rounds = []
     for sees in (True, False):
         alike = [one for one in packed if _sees(one) == sees]

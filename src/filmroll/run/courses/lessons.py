@@ -47,7 +47,7 @@ class Lessons:
     async def learn(self, made: Sequence[TrainingSample], version: int, learning_rate: float) -> StepReport:
         """An optimizer step over these samples. `version` is the policy's before it."""
         planned = self._plan(made, version=version)
-        work = await self._ready(TrainStep(learning_rate, version, planned.ranks[0]))
+        work = await self._ready(TrainStep(learning_rate, version, planned.micro_batches))
         return self._told(await self._learner.step(work))
 
     async def learn_again(self, number: int) -> StepReport:
@@ -56,7 +56,7 @@ class Lessons:
 
     async def measure(self, made: Sequence[TrainingSample]) -> Measured:
         """The loss over these samples, from which nothing is learnt."""
-        batches: list[MicroBatch] = self._plan(made).ranks[0]
+        batches: list[MicroBatch] = self._plan(made).micro_batches
         return await self._learner.measure(await self._ready(TrainStep(0.0, 0, batches)))
 
     def _plan(self, made: Sequence[TrainingSample], **about: int) -> Plan:
