@@ -88,9 +88,9 @@ def test_every_rollout_is_trained_once_or_is_said_to_be_left_out(tmp_path: Path)
         receipt = row["trainer_receipt"]
         assert receipt["referenced"] == receipt["verified"] + receipt.get("missing", 0) == receipt["consumed"]
         # Whatever was killed before: the trainer's policy is the one that the engine sampled with, unless an image was
-        # gone when a step that shows it was learnt again, and that is said.
+        # there or not when a step that shows it was learnt again, and that is said.
         assert row["on_policy"] == 1.0
-        changed = [event for event in events(directory, "image_missing_again") if event["time"] < row["time"]]
+        changed = [event for event in events(directory, "learnt_otherwise") if event["time"] < row["time"]]
         assert row["logprob_gap_max"] < (0.5 if changed else 1e-3)
     missing, every = events(directory, "image_missing"), [*rows(directory, "warmup"), *trained]
     assert len(missing) == sum(row["images_missing"] for row in every)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import msgspec
-
 from filmroll.errors import RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
@@ -43,6 +41,8 @@ class Learner:
         self._samples: Sender[TrainStep] | None = None
         self._learnt = 0
         """Before this message of the stream all are learnt from, by this trainer or the one that died."""
+        self._masked: dict[int, list[str]] = {}
+        """The samples that a step went on without, of each that no checkpoint holds."""
 
     async def start(self) -> None:
         """Start it; it is not waited for."""
@@ -80,6 +80,7 @@ class Learner:
         """Have the trainer learn from samples that are in the stream."""
         report = await self._ask("step", Take(number), StepReport)
         self._learnt = number + 1
+        self._masked[number] = _masked(report)
         return report
 
     async def measure(self, work: TrainStep) -> Measured:
@@ -90,6 +91,7 @@ class Learner:
 
     async def save(self, progress: Progress) -> None:
         await self._ask("save", progress, Ask)
+        self._masked = {number: names for number, names in self._masked.items() if number >= progress.steps}
 
     async def publish(self, version: int) -> None:
         """Have the weights written under this version."""
@@ -150,11 +152,19 @@ class Learner:
         await self._samples.move(restored.samples)
         missed = range(restored.progress.steps, self._learnt)
         for number in missed:
-            report = await self._call("step", Take(number), StepReport)
-            # They may have been there the first time: then the policy differs a little from what was published.
-            for missing in report.missing:
-                self._run.event("image_missing_again", **msgspec.structs.asdict(missing))
+            self._compare(number, await self._call("step", Take(number), StepReport))
         return len(missed)
+
+    def _compare(self, number: int, report: StepReport) -> None:
+        """Say where the policy differs a little from what was published: images come and go between two times."""
+        before, now = self._masked.get(number, []), _masked(report)
+        if before != now:
+            self._run.event("learnt_otherwise", number=number, without_before=before, without_now=now)
+            self._masked[number] = now
+
+
+def _masked(report: StepReport) -> list[str]:
+    return sorted({missing.sample for missing in report.missing})
 
 
 async def _unharmed(work: asyncio.Future[T]) -> T:

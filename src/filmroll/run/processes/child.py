@@ -117,6 +117,8 @@ def leashed(command: Sequence[str]) -> list[str]:
 async def race(work: Awaitable[T], *ends: asyncio.Future[Any]) -> asyncio.Future[T]:
     """`work`, which is done, unless one of `ends` was first: then it is cancelled."""
     task = asyncio.ensure_future(work)
+    # Where an end was first, or we are cancelled, its error is nobody's: nobody shall miss it.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
     finally:
