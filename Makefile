@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-s3 test-slurm test-vllm reliability attacks bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -29,6 +29,9 @@ lint: $(READY)  ## style, types, and which floor imports which
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-faults: $(READY)  ## whole runs whose processes are killed, lost or told to end; some ten minutes
+	$(BIN)/python -m pytest -n $(WORKERS) -m faults --timeout 900 tests/run
 
 test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which is installed first where that may be done
 	$(BIN)/python -m tests.store.servers.ceph

@@ -86,6 +86,7 @@ def nobody_is_left(folder):
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in gone), 30)
 
 
+@pytest.mark.faults
 def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp_path, model):
     """An engine's process is killed, then whoever had come for the other one, with all that it had."""
     with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
@@ -116,6 +117,7 @@ def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp
         nobody_is_left(run.folder)
 
 
+@pytest.mark.faults
 def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, model):
     with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "30", "--run.checkpoint_every", "1000") as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
@@ -139,6 +141,7 @@ def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, 
         ]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, model, sign):
     with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "1000") as run:

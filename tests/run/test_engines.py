@@ -123,6 +123,7 @@ def check_nothing_is_lost_or_trained_twice(directory: Path, number: int) -> None
     assert set(names) == expected
 
 
+@pytest.mark.faults
 def test_an_engine_killed_twice_within_rollouts_costs_nothing(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(directory) as run:
@@ -156,6 +157,7 @@ def test_of_two_engines_the_other_goes_on(tmp_path: Path) -> None:
     check_nothing_is_lost_or_trained_twice(directory, now + 1)
 
 
+@pytest.mark.faults
 def test_a_run_ends_with_the_last_words_of_an_engine_that_dies_too_often(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(directory, "--engine.restarts", "1") as run:

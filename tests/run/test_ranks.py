@@ -13,7 +13,7 @@ import pytest
 
 from tests.run.test_train import EXAMPLE, command, flags, rows, steps_done, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 CHOSEN = ["--trainer.ranks", "2", "--trainer.shard_mb", "1", "--engine.replicas", "2", "--run.restarts", "0"]
 
 

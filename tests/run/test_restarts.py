@@ -21,7 +21,7 @@ from tests.run.test_engines import (
 )
 from tests.run.test_train import rows
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def kill(directory: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from tests.run.test_engines import GROUP, PROMPTS, TOGETHER, announced, events, 
 from tests.run.test_train import rows
 from tests.store.effort import effort
 
-pytestmark = [pytest.mark.reliability, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.faults, pytest.mark.reliability, pytest.mark.timeout(3600)]
 
 STEPS = effort(6, 200)
 CALM = effort(2, 10)

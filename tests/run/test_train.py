@@ -215,6 +215,7 @@ def test_a_process_that_dies_stops_the_run_with_its_name(finished, tmp_path, vic
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids(directory)), 20)
 
 
+@pytest.mark.faults
 def test_only_pictures_tell_the_letters(finished, tmp_path):
     """The control: what blank pictures teach is the format, and no letter better than chance."""
     partial = {}
