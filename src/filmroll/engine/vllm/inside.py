@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from filmroll.errors import FilmrollError, RequestError
@@ -186,8 +187,7 @@ def with_receipt(answer: Any, receipt: Receipt) -> Any:
 
     if not isinstance(answer, BaseModel) or not hasattr(answer, "choices"):
         return answer
-    counts = {name: getattr(receipt, name) for name in receipt.__struct_fields__}
-    return _receipted(type(answer)).model_construct(**dict(answer), receipt=counts)
+    return _receipted(type(answer)).model_construct(**dict(answer), receipt=msgspec.to_builtins(receipt))
 
 
 @cache
