@@ -85,7 +85,7 @@ def compare(
     trainer: Trainer, samples: Sequence[TrainingSample]
 ) -> dict[str, tuple[list[MicroBatch], StepReport, float]]:
     """Of each way its micro-batches, a step's report, and the median of its seconds."""
-    packed = plan(samples, trainer.family, CONFIG).ranks[0]
+    packed = plan(samples, trainer.family, CONFIG).micro_batches
     ways = {
         "padded": padded(samples),
         "packed": packed,

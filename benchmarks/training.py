@@ -102,7 +102,7 @@ def waiting(bench: Bench) -> dict[str, float]:
         for number in range(bench.rounds + 1):
             for way, trainer in ways.items():
                 samples = [one for _ in range(bench.samples // 8) for one in bench.group(family, side, 8)]
-                report = step(trainer, plan(samples, family, _small(bench.config, side)).ranks[0])
+                report = step(trainer, plan(samples, family, _small(bench.config, side)).micro_batches)
                 if number:  # the first one finds out how fast the machine is
                     taken[way].append(report)
         for way, reports in taken.items():
@@ -136,7 +136,7 @@ def seeing(bench: Bench) -> dict[str, float]:
     figures: dict[str, float] = {}
     for size in GROUPS:
         samples = [one for _ in range(max(1, 16 // size)) for one in bench.group(once, SIDES[0], size)]
-        batches = plan(samples, once, bench.config).ranks[0]
+        batches = plan(samples, once, bench.config).micro_batches
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for number in range(bench.rounds + 1):
             for way, trainer in ways.items():

@@ -7,6 +7,7 @@
 #endif
 
 #define BLOCK (1 << 14) /* bytes that stay in the nearest cache while they are made and put */
+#define PARTED (1 << 18) /* bytes that stay in the second cache */
 #define LARGE (1 << 20) /* bytes of one channel that no cache keeps for whoever reads them next */
 
 typedef struct {
@@ -104,43 +105,46 @@ static inline void copy_short(uint8_t *restrict to, const uint8_t *restrict from
     }
 }
 
-/* One row of the picture to a row of each patch that it passes; `out` is that row in the first of them. */
-static inline void spread(const uint8_t *in, const uint8_t *parted, uint8_t *out, Shape shape, size_t wide) {
-    size_t plane = shape.tall * wide, patch = CHANNELS * shape.temporal * plane;
-    size_t width = (size_t)shape.columns * shape.merge * wide;
-    for (int column = 0; column < shape.columns; column++, out += (size_t)shape.merge * (shape.merge - 1) * patch)
-        for (int right = 0; right < shape.merge; right++, out += patch, in += wide * CHANNELS, parted += wide)
-            if (shape.channels_last)
-                copy_short(out, in, wide * CHANNELS);
-            else
-                for (int copy = 0; copy < shape.temporal; copy++)
-                    for (int channel = 0; channel < CHANNELS; channel++)
-                        copy_short(out + (channel * shape.temporal + copy) * plane, parted + channel * width, wide);
+/* `rows` of one channel of a patch, `stride` apart, to rows side by side. */
+static inline void gather(const uint8_t *from, size_t stride, uint8_t *to, size_t rows, size_t row) {
+    for (size_t y = 0; y < rows; y++) copy_short(to + y * row, from + y * stride, row);
 }
 
 /* Twice as fast where the compiler knows how wide a patch is: as wide as those of most towers. */
-static void spread_levels(const uint8_t *in, const uint8_t *parted, uint8_t *out, Shape shape) {
-    if (shape.wide == 14)
-        spread(in, parted, out, shape, 14);
-    else if (shape.wide == 16)
-        spread(in, parted, out, shape, 16);
+static void gather_levels(const uint8_t *from, size_t stride, uint8_t *to, size_t rows, size_t row) {
+    if (row == 14)
+        gather(from, stride, to, rows, 14);
+    else if (row == 16)
+        gather(from, stride, to, rows, 16);
     else
-        spread(in, parted, out, shape, shape.wide);
+        gather(from, stride, to, rows, row);
 }
 
-/* The levels as they are. */
+/* The levels as they are: a block of rows is parted where it is near, then each patch of it written at one go. */
 static int cut_levels(const uint8_t *in, uint8_t *out, Shape shape) {
-    size_t row = (size_t)shape.wide * (shape.channels_last ? CHANNELS : 1);
-    size_t patch = (size_t)CHANNELS * shape.temporal * shape.tall * shape.wide;
-    size_t width = (size_t)shape.columns * shape.merge * shape.wide, merged = (size_t)shape.merge * shape.merge;
-    uint8_t *parted = malloc(width * CHANNELS);
+    size_t wide = shape.wide, tall = shape.tall, plane = tall * wide, patch = CHANNELS * shape.temporal * plane;
+    size_t across = (size_t)shape.columns * shape.merge, width = across * wide, row = width * CHANNELS;
+    size_t block = PARTED / row < 1 ? 1 : PARTED / row < tall ? PARTED / row : tall;
+    size_t merged = (size_t)shape.merge * shape.merge;
+    uint8_t *parted = malloc(block * row);
     if (!parted) return -1;
-    for (int band = 0; band < shape.bands; band++, out += merged * (shape.columns - 1) * patch)
-        for (int down = 0; down < shape.merge; down++, out += shape.merge * patch)
-            for (int y = 0; y < shape.tall; y++, in += width * CHANNELS) {
-                if (!shape.channels_last) part_channels(in, parted, width);
-                spread_levels(in, parted, out + y * row, shape);
+    for (size_t down = 0; down < (size_t)shape.bands * shape.merge; down++)
+        for (size_t y = 0, rows; y < tall; y += rows, in += rows * row) {
+            rows = tall - y < block ? tall - y : block;
+            for (size_t line = 0; line < rows && !shape.channels_last; line++)
+                part_channels(in + line * row, parted + line * row, width);
+            for (size_t right = 0; right < across; right++) {
+                size_t place = (down / shape.merge * shape.columns + right / shape.merge) * merged +
+                               down % shape.merge * shape.merge + right % shape.merge;
+                uint8_t *to = out + place * patch;
+                if (shape.channels_last)
+                    gather_levels(in + right * wide * CHANNELS, row, to + y * wide * CHANNELS, rows, wide * CHANNELS);
+                else
+                    for (int copy = 0; copy < CHANNELS * shape.temporal; copy++)
+                        gather_levels(parted + copy / shape.temporal * width + right * wide, row,
+                                      to + copy * plane + y * wide, rows, wide);
             }
+        }
     free(parted);
     return 0;
 }

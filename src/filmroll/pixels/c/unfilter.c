@@ -2,6 +2,11 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PIXEL_AT_ONCE
+#include <immintrin.h>
+#endif
+
 static inline int pick(int yes, int no, int if_negative) { return no ^ ((no ^ yes) & (if_negative >> 31)); }
 
 /* What PNG calls Paeth: of the three, the one nearest to left + up - corner; of equally near ones the first.
@@ -33,11 +38,64 @@ UNDO(undo_sub, sub)
 UNDO(undo_average, average)
 UNDO(undo_paeth, paeth)
 
+#define UNDO_BY_STEP(NAME) (step == 1 ? NAME(row, up, out, width, 1) : NAME(row, up, out, width, CHANNELS))
+
+#ifdef PIXEL_AT_ONCE
+#define AVX2 __attribute__((target("avx2")))
+
+/* The channels of a pixel, side by side. */
+AVX2 static inline __m128i pixel_at(const uint8_t *from, size_t nbytes) {
+    int packed = 0;
+    memcpy(&packed, from, nbytes);
+    return _mm_cvtepu8_epi16(_mm_cvtsi32_si128(packed));
+}
+
+AVX2 static inline void put_pixel(uint8_t *to, __m128i pixel, size_t nbytes) {
+    int packed = _mm_cvtsi128_si32(_mm_packus_epi16(pixel, pixel));
+    memcpy(to, &packed, nbytes);
+}
+
+AVX2 static inline __m128i sub_pixel(__m128i pixel, __m128i left, __m128i up, __m128i corner) {
+    return _mm_add_epi8(pixel, left);
+}
+
+/* Every pixel waits for the one left of it, so what counts is how many steps are between them: whatever does not need
+   `left` is done beside these, and the sums for each of the three that may be the nearest are. */
+AVX2 static inline __m128i paeth_pixel(__m128i pixel, __m128i left, __m128i up, __m128i corner) {
+    __m128i rise = _mm_sub_epi16(up, corner), beyond = _mm_sub_epi16(rise, corner);
+    __m128i far_up = _mm_abs_epi16(_mm_sub_epi16(left, corner));
+    __m128i far_corner = _mm_abs_epi16(_mm_add_epi16(left, beyond));
+    __m128i other = _mm_blendv_epi8(_mm_add_epi8(pixel, up), _mm_add_epi8(pixel, corner),
+                                    _mm_cmpgt_epi16(far_up, far_corner));
+    __m128i other_is_nearer = _mm_cmpgt_epi16(_mm_abs_epi16(rise), _mm_min_epi16(far_up, far_corner));
+    return _mm_blendv_epi8(_mm_add_epi8(pixel, left), other, other_is_nearer);
+}
+
+/* `undo_sub` and `undo_paeth` for colour. All but the last pixel come and go with the byte behind them: the next one
+   mends it. */
+#define AT_ONCE(NAME, PIXEL)                                                                                        \
+    AVX2 static void NAME(const uint8_t *row, const uint8_t *up, uint8_t *out, size_t width) {                      \
+        __m128i left = _mm_setzero_si128(), corner = left, above;                                                   \
+        size_t i = 0;                                                                                               \
+        for (; i + CHANNELS < width; i += CHANNELS, corner = above) {                                               \
+            above = pixel_at(up + i, CHANNELS + 1);                                                                 \
+            left = PIXEL(pixel_at(row + i, CHANNELS + 1), left, above, corner);                                     \
+            put_pixel(out + i, left, CHANNELS + 1);                                                                 \
+        }                                                                                                           \
+        put_pixel(out + i, PIXEL(pixel_at(row + i, CHANNELS), left, pixel_at(up + i, CHANNELS), corner), CHANNELS); \
+    }
+
+AT_ONCE(undo_sub_at_once, sub_pixel)
+AT_ONCE(undo_paeth_at_once, paeth_pixel)
+#define UNDO_PIXELS(NAME) \
+    (step == CHANNELS && __builtin_cpu_supports("avx2") ? NAME##_at_once(row, up, out, width) : UNDO_BY_STEP(NAME))
+#else
+#define UNDO_PIXELS UNDO_BY_STEP
+#endif
+
 static void undo_up(const uint8_t *restrict row, const uint8_t *restrict up, uint8_t *restrict out, size_t width) {
     for (size_t i = 0; i < width; i++) out[i] = row[i] + up[i];
 }
-
-#define UNDO_BY_STEP(NAME) (step == 1 ? NAME(row, up, out, width, 1) : NAME(row, up, out, width, CHANNELS))
 
 /* 0, or -1 where a row names a filter that PNG does not have. */
 static int unfilter(const uint8_t *in, uint8_t *out, int height, size_t width, size_t step) {
@@ -52,7 +110,7 @@ static int unfilter(const uint8_t *in, uint8_t *out, int height, size_t width, s
                 memcpy(out, row, width);
                 break;
             case 1:
-                UNDO_BY_STEP(undo_sub);
+                UNDO_PIXELS(undo_sub);
                 break;
             case 2:
                 undo_up(row, up, out, width);
@@ -61,7 +119,7 @@ static int unfilter(const uint8_t *in, uint8_t *out, int height, size_t width, s
                 UNDO_BY_STEP(undo_average);
                 break;
             case 4:
-                UNDO_BY_STEP(undo_paeth);
+                UNDO_PIXELS(undo_paeth);
                 break;
             default:
                 bad = -1;
