@@ -29,10 +29,10 @@ from filmroll.families.base import Family
 from filmroll.families.tiny import build_tiny_model
 from filmroll.materialize import Materializer
 from filmroll.store import open_store
-from filmroll.train.bins import Costs
-from filmroll.train.plan import plan
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.plan import plan
+from filmroll.train.learning.trainer import Trainer
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import LossWeights, MicroBatch, PlacedImage, TrainingSample
 

@@ -10,7 +10,8 @@ local store. Each part takes its ways in turn, so whatever else the machine does
   one, or, in the plain forward, one for each place. Pictures are in the cache by then.
 - Memory: 64 pictures as levels, and as float32 (`pixel_memory.py`).
 - Packing: rollouts of one to eight turns in the order in which they end, packed and dealt out to four ranks by
-  `train/plan.py`, and as they come, each rank in its turn. A rank's cost is its tokens, padding too, and patches.
+  `train/batches/plan.py`, and as they come, each rank in its turn. A rank's cost is its tokens, padding too, and
+  patches.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from filmroll.families.tiny import build_tiny_model
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import vision_tower
 from filmroll.store import Store, open_store
-from filmroll.train.bins import Bin, Costs, Limits
-from filmroll.train.plan import deal, plan
+from filmroll.train.batches.bins import Bin, Costs, Limits
+from filmroll.train.batches.plan import deal, plan
+from filmroll.train.learning.trainer import Trainer
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import MicroBatch, TrainingSample
 

@@ -44,8 +44,8 @@ from filmroll.materialize import Materializer
 from filmroll.render import load_renderer
 from filmroll.rollout.trajectory import ROOT, Trajectory
 from filmroll.store import open_store
-from filmroll.train.processed import with_images
-from filmroll.train.samples import samples
+from filmroll.train.batches.samples import samples
+from filmroll.train.loading.processed import with_images
 from filmroll.train.step import TrainStep
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample

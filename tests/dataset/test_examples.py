@@ -13,7 +13,7 @@ from filmroll.dataset.examples import Examples
 from filmroll.dataset.rows import open_rows
 from filmroll.errors import DatasetError, ImageSourceError, PlaceholderTextError
 from filmroll.render import Renderer
-from filmroll.train.samples import samples
+from filmroll.train.batches.samples import samples
 from filmroll.wire.training import LossWeights, TrainingSample, check_sample
 from tests.dataset.conftest import Row, Write, chat
 

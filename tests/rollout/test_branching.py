@@ -19,7 +19,7 @@ from filmroll.rollout import EngineClient, Environment, Episode, Retry, Rewrite,
 from filmroll.rollout.environment import Reply
 from filmroll.rollout.worker import Played, RolloutTask, Worker
 from filmroll.store import open_store
-from filmroll.train.samples import branch_advantages, samples
+from filmroll.train.batches.samples import branch_advantages, samples
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.packed import pack
 from filmroll.wire.training import LossWeights, TrainingSample

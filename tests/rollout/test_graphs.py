@@ -14,7 +14,7 @@ from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.materialize import Materializer, check_placements
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.store import open_store
-from filmroll.train.samples import branch_advantages, samples
+from filmroll.train.batches.samples import branch_advantages, samples
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, TrainingSample, check_sample

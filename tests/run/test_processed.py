@@ -17,7 +17,7 @@ from filmroll.materialize import Materializer
 from filmroll.run.config import Config, load_config
 from filmroll.run.directory import RunDirectory
 from filmroll.store import open_store
-from filmroll.train.processed import with_images
+from filmroll.train.loading.processed import with_images
 from filmroll.train.step import Ask, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
 from filmroll.wire.receipt import Receipt

@@ -13,7 +13,7 @@ from filmroll.families import Family
 from filmroll.image import ImageRef
 from filmroll.materialize import Materializer
 from filmroll.store import Store, open_store
-from filmroll.train.trainer import Trainer
+from filmroll.train.learning.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 

@@ -11,7 +11,7 @@ import numpy as np
 from filmroll.families import Family, load_family
 from filmroll.materialize import Materializer
 from filmroll.store import Store, open_store
-from filmroll.train.loader import Batch, Loader
+from filmroll.train.loading.loader import Batch, Loader
 from filmroll.train.step import TrainerConfig
 from filmroll.wire.training import LossWeights, MicroBatch, PlacedImage, TrainingSample
 from tests.families.cases import EVERY_CASE

@@ -15,12 +15,12 @@ from filmroll.render import load_renderer
 from filmroll.rollout import EngineClient
 from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.store import open_store
-from filmroll.train.forward import forward
-from filmroll.train.loader import Loader
-from filmroll.train.plan import plan
-from filmroll.train.samples import samples
+from filmroll.train.batches.plan import plan
+from filmroll.train.batches.samples import samples
+from filmroll.train.learning.forward import forward
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.loading.loader import Loader
 from filmroll.train.step import TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, MicroBatch
 

@@ -11,7 +11,7 @@ from filmroll.engine.embedded.batch import Batch, Row, prompt_positions
 from filmroll.engine.images.resolve import Resolved
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress, vision_tower
-from filmroll.train.forward import forward
+from filmroll.train.learning.forward import forward
 from filmroll.wire.generate import SamplingParams
 from tests.plain import plain_inputs
 from tests.train.every_case import CASES, SHOWN, Ground, gradients

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filmroll.errors import TrainingError
-from filmroll.train.loss import Loss, loss
-from filmroll.train.objective import LossConfig, Trained
+from filmroll.train.learning.loss import Loss, loss
+from filmroll.train.learning.objective import LossConfig, Trained
 from filmroll.wire.training import LossWeights
 from tests.train.conftest import sample
 from tests.train.tokens import Tokens, batch, expected, joined, trained

@@ -18,13 +18,13 @@ from filmroll.errors import GridError, ImageNotFoundError, MessageError, Placeme
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.carried import Carried
-from filmroll.train.album import Album, stand_in
-from filmroll.train.bins import Costs
-from filmroll.train.loader import Loader
-from filmroll.train.plan import deal, plan
-from filmroll.train.processed import with_images
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.plan import deal, plan
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.loading.album import Album, stand_in
+from filmroll.train.loading.loader import Loader
+from filmroll.train.loading.processed import with_images
 from filmroll.train.step import StepReport, TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample

@@ -8,11 +8,11 @@ from filmroll.engine.weights import read_weights, write_weights
 from filmroll.errors import ConfigError
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, vision_tower
-from filmroll.train import checkpoint
-from filmroll.train.forward import forward
-from filmroll.train.model import merged, trainable, training_model
+from filmroll.train.learning.forward import forward
+from filmroll.train.learning.model import merged, trainable, training_model
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.process import checkpoint
 from filmroll.train.step import Progress, TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.training import MicroBatch
 from tests.train.every_case import CASES, SHOWN, Ground, gradients
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmroll.errors import SampleTooLongError
-from filmroll.train.bins import Costs, Limits
-from filmroll.train.overlong import fitting
+from filmroll.train.batches.bins import Costs, Limits
+from filmroll.train.batches.overlong import fitting
 from filmroll.wire.training import SAMPLE_ARRAYS, PlacedImage, check_sample
 from tests.train.conftest import FAMILY, sample
 from tests.train.drawn import distinct, image, patches, showing, training_samples

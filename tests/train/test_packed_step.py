@@ -9,15 +9,15 @@ from filmroll.errors import TrainingError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.store import open_store
-from filmroll.train.bins import Costs
-from filmroll.train.forward import forward
-from filmroll.train.loader import Loader
-from filmroll.train.loss import loss
-from filmroll.train.objective import LossConfig, Trained
-from filmroll.train.overlong import beginning
-from filmroll.train.plan import deal, plan
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.overlong import beginning
+from filmroll.train.batches.plan import deal, plan
+from filmroll.train.learning.forward import forward
+from filmroll.train.learning.loss import loss
+from filmroll.train.learning.objective import LossConfig, Trained
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.loading.loader import Loader
 from filmroll.train.step import TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.training import LossWeights, MicroBatch, PlacedImage, TrainingSample
 
 UNCLIPPED = TrainerConfig(threads=1, max_grad_norm=1e9, max_tokens=160)

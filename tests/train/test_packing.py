@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmroll.train.bins import Costs, Limits
-from filmroll.train.packing import pack
+from filmroll.train.batches.bins import Costs, Limits
+from filmroll.train.batches.packing import pack
 from filmroll.wire.training import PlacedImage
 from tests.train.conftest import FAMILY, sample
 from tests.train.drawn import distinct, image, showing, training_samples

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from filmroll.errors import FilmrollError, GridError, ReceiptError
-from filmroll.train.places import of_micro_batch, of_sample, place
+from filmroll.train.loading.places import of_micro_batch, of_sample, place
 from filmroll.wire.training import MicroBatch, TrainingSample
 from tests.train.conftest import sample
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmroll.errors import SampleTooLongError
-from filmroll.train.bins import Costs
-from filmroll.train.plan import deal, plan
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.plan import deal, plan
 from filmroll.train.step import TrainerConfig
 from filmroll.wire.training import PlacedImage, check_sample
 from tests.train.conftest import FAMILY, sample

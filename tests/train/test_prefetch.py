@@ -17,9 +17,9 @@ from filmroll.errors import FilmrollError, ImageDamagedError, ImageNotFoundError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.sheet import Picture
-from filmroll.train.prefetch import Prefetch
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.loading.prefetch import Prefetch
 from filmroll.train.step import TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import MicroBatch
 from tests.train import conftest

@@ -19,11 +19,11 @@ from filmroll.materialize.carried import Carried
 from filmroll.render import load_renderer
 from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.store import open_store
-from filmroll.train.plan import plan
-from filmroll.train.processed import with_images
-from filmroll.train.samples import samples
+from filmroll.train.batches.plan import plan
+from filmroll.train.batches.samples import samples
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.loading.processed import with_images
 from filmroll.train.step import TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.processed import ProcessedImage
 from filmroll.wire.receipt import Receipt

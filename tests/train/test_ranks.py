@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from filmroll.engine.weights import INDEX, MANIFEST, read_weights, version_folder
 from filmroll.materialize.feed import load_model
-from filmroll.train.ranks import Ranks
+from filmroll.train.learning.ranks import Ranks
 from tests.train.together import answers, team_of
 
 LOSS, NORM, WEIGHTS = 1e-5, 1e-4, 1e-5

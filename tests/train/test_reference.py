@@ -15,11 +15,11 @@ from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, vision_tower
 from filmroll.store import open_store
-from filmroll.train.objective import LossConfig, Trained
-from filmroll.train.plan import plan
-from filmroll.train.reference import Reference
+from filmroll.train.batches.plan import plan
+from filmroll.train.learning.objective import LossConfig, Trained
+from filmroll.train.learning.reference import Reference
+from filmroll.train.learning.trainer import Trainer
 from filmroll.train.step import TrainerConfig, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.training import LossWeights, MicroBatch
 from tests.train.test_packed_step import made_samples
 

@@ -9,7 +9,7 @@ from filmroll.families import load_family
 from filmroll.families.gemma4 import Gemma4
 from filmroll.materialize.feed import feeding, load_model
 from filmroll.materialize.sheet import Picture, Sheet
-from filmroll.train.rows import row_inputs, starts
+from filmroll.train.loading.rows import row_inputs, starts
 from tests.families.cases import EVERY_CASE
 from tests.plain import plain_inputs
 from tests.train.conftest import sample

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from filmroll.errors import TrainingError
 from filmroll.rollout.trajectory import ROOT, Trajectory
-from filmroll.train.samples import branch_advantages, group_advantages, recent, samples
+from filmroll.train.batches.samples import branch_advantages, group_advantages, recent, samples
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample, check_sample
 from tests.train.conftest import FAMILY, PAD, descriptor, sample

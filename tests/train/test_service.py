@@ -13,11 +13,11 @@ from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.store import open_store
-from filmroll.train import checkpoint
-from filmroll.train.service import TrainerService
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.process import checkpoint
+from filmroll.train.process.service import TrainerService
+from filmroll.train.process.team import Team
 from filmroll.train.step import Ask, Progress, Publish, Restored, Take, TrainerConfig, TrainStep
-from filmroll.train.team import Team
-from filmroll.train.trainer import Trainer
 from filmroll.wire.generate import GenerateRequest, SamplingParams
 from filmroll.wire.training import MicroBatch
 from filmroll.wire.transport import Codec, Window, open_receiver, open_sender

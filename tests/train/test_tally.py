@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from filmroll.train.forward import Forward
-from filmroll.train.loss import loss
-from filmroll.train.objective import LossConfig
-from filmroll.train.tally import Tally
+from filmroll.train.learning.forward import Forward
+from filmroll.train.learning.loss import loss
+from filmroll.train.learning.objective import LossConfig
+from filmroll.train.learning.tally import Tally
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import LossWeights
 from tests.train.tokens import Tokens, batch, joined, trained

@@ -23,14 +23,14 @@ from filmroll.families import load_family
 from filmroll.families.base import Family
 from filmroll.materialize import Materializer
 from filmroll.store import Store, open_store
-from filmroll.train.bins import Costs
-from filmroll.train.objective import LossConfig
-from filmroll.train.plan import deal, plan
-from filmroll.train.ranks import Ranks
-from filmroll.train.reference import Reference
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.plan import deal, plan
+from filmroll.train.learning.objective import LossConfig
+from filmroll.train.learning.ranks import Ranks
+from filmroll.train.learning.reference import Reference
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.process.team import Team
 from filmroll.train.step import Progress, TrainerConfig, TrainStep
-from filmroll.train.team import Team
-from filmroll.train.trainer import Trainer
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
 
 CONFIG = TrainerConfig(threads=1, max_tokens=70)

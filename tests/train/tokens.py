@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from filmroll.materialize.sheet import Sheet
-from filmroll.train.loader import Batch
-from filmroll.train.objective import LossConfig, Trained
+from filmroll.train.learning.objective import LossConfig, Trained
+from filmroll.train.loading.loader import Batch
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import LossWeights
 

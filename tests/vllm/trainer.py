@@ -13,8 +13,8 @@ import torch
 from filmroll.engine.weights import write_weights
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import load_model
-from filmroll.train.forward import forward
-from filmroll.train.loader import Loader
+from filmroll.train.learning.forward import forward
+from filmroll.train.loading.loader import Loader
 from filmroll.wire.reference import read_reference
 from filmroll.wire.training import LossWeights, MicroBatch, PlacedImage, TrainingSample
 from tests.vllm.conversations import Body, Desk

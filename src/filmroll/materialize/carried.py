@@ -19,7 +19,7 @@ from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
 
-SEND = "Send what filmroll.train.processed makes of the stored image"
+SEND = "Send what filmroll.train.loading.processed makes of the stored image"
 _SAMPLE = np.zeros((64, 64, 3), np.uint8)
 
 

@@ -27,7 +27,7 @@ from filmroll.run.sft_config import SftConfig
 from filmroll.run.slurm_config import SlurmConfig
 from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
-from filmroll.train.objective import LossConfig
+from filmroll.train.learning.objective import LossConfig
 from filmroll.train.step import TrainerConfig
 from filmroll.wire.transport import Window
 

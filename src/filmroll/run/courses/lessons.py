@@ -15,8 +15,8 @@ from filmroll.run.crew.learner import Learner
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.roles import materializer
 from filmroll.store import Manifest
-from filmroll.train.plan import Plan, plan
-from filmroll.train.processed import with_images
+from filmroll.train.batches.plan import Plan, plan
+from filmroll.train.loading.processed import with_images
 from filmroll.train.step import Measured, StepReport, TrainStep
 from filmroll.wire.training import MicroBatch, TrainingSample
 

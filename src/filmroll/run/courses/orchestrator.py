@@ -25,7 +25,7 @@ from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import rl_row, warmup_row
 from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
-from filmroll.train.samples import branch_advantages, recent, samples
+from filmroll.train.batches.samples import branch_advantages, recent, samples
 from filmroll.train.step import Progress
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample

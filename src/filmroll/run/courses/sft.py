@@ -32,7 +32,7 @@ from filmroll.run.export import export
 from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import sft_row
 from filmroll.run.record import rollout_record
-from filmroll.train.samples import samples
+from filmroll.train.batches.samples import samples
 from filmroll.train.step import Progress
 from filmroll.wire.training import LossWeights, TrainingSample
 

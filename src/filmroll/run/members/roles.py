@@ -28,8 +28,8 @@ from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver
 
 if TYPE_CHECKING:
-    from filmroll.train.reference import Reference
-    from filmroll.train.team import Team
+    from filmroll.train.learning.reference import Reference
+    from filmroll.train.process.team import Team
 
 MiB = 1 << 20
 
@@ -109,9 +109,9 @@ def run_trainer(run: RunDirectory, name: str) -> None:
 
 
 def _train(run: RunDirectory, name: str, config: Config) -> None:
-    from filmroll.train.ranks import Ranks
-    from filmroll.train.team import Team
-    from filmroll.train.trainer import Trainer
+    from filmroll.train.learning.ranks import Ranks
+    from filmroll.train.learning.trainer import Trainer
+    from filmroll.train.process.team import Team
 
     family = load_family(model_dir(run, config))
     trainer = Trainer(
@@ -137,7 +137,7 @@ def _train(run: RunDirectory, name: str, config: Config) -> None:
 
 
 async def _serve_trainer(run: RunDirectory, name: str, config: Config, team: Team) -> None:
-    from filmroll.train.service import TrainerService
+    from filmroll.train.process.service import TrainerService
 
     service = TrainerService(
         team,
@@ -152,7 +152,7 @@ async def _serve_trainer(run: RunDirectory, name: str, config: Config, team: Tea
 
 def _reference(run: RunDirectory, config: Config, family: Family) -> Reference | None:
     """The policy that the trained one is to stay close to, if it is to."""
-    from filmroll.train.reference import Reference
+    from filmroll.train.learning.reference import Reference
 
     if not config.loss.kl:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from filmroll.errors import TransportError
+from filmroll.train.process.team import Team
 from filmroll.train.step import (
     Ask,
     Measure,
@@ -18,7 +19,6 @@ from filmroll.train.step import (
     Take,
     TrainStep,
 )
-from filmroll.train.team import Team
 from filmroll.wire.transport import Codec, Receiver
 
 T = TypeVar("T")

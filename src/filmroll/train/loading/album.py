@@ -16,7 +16,7 @@ from filmroll.materialize.claims import check_kind, check_layout
 from filmroll.materialize.materializer import Materializer
 from filmroll.materialize.sheet import Picture
 from filmroll.store import Limits
-from filmroll.train.places import of_sample, turn
+from filmroll.train.loading.places import of_sample, turn
 from filmroll.train.step import MissingImage
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from filmroll.families.base import Family
-from filmroll.train.bins import Costs, Limits
-from filmroll.train.overlong import beginning, fitting
-from filmroll.train.packing import pack
+from filmroll.train.batches.bins import Costs, Limits
+from filmroll.train.batches.overlong import beginning, fitting
+from filmroll.train.batches.packing import pack
 from filmroll.train.step import TrainerConfig
 from filmroll.wire.training import LossWeights, MicroBatch, TrainingSample
 

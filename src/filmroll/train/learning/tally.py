@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from filmroll.train.bins import Costs
-from filmroll.train.forward import Forward
-from filmroll.train.loader import Batch
-from filmroll.train.loss import Loss, k3
+from filmroll.train.batches.bins import Costs
+from filmroll.train.learning.forward import Forward
+from filmroll.train.learning.loss import Loss, k3
+from filmroll.train.loading.loader import Batch
 from filmroll.train.step import MissingImage, StepReport
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filmroll.families import Family
 from filmroll.materialize.feed import feeding, suppress
-from filmroll.train.loader import Batch
+from filmroll.train.loading.loader import Batch
 from filmroll.train.step import Dtype
 from filmroll.wire.receipt import Receipt
 

@@ -13,19 +13,19 @@ import torch
 
 from filmroll.errors import TrainingError
 from filmroll.materialize.feed import vision_tower
-from filmroll.train.album import Images
-from filmroll.train.bins import Costs
-from filmroll.train.forward import Forward, forward
-from filmroll.train.loader import Batch, Loader
-from filmroll.train.loss import Loss, loss
-from filmroll.train.model import trainable, training_model
-from filmroll.train.objective import LossConfig, Trained
-from filmroll.train.places import of_micro_batch
-from filmroll.train.ranks import Ranks
-from filmroll.train.reference import Reference
-from filmroll.train.sharding import shard, whole
+from filmroll.train.batches.bins import Costs
+from filmroll.train.learning.forward import Forward, forward
+from filmroll.train.learning.loss import Loss, loss
+from filmroll.train.learning.model import trainable, training_model
+from filmroll.train.learning.objective import LossConfig, Trained
+from filmroll.train.learning.ranks import Ranks
+from filmroll.train.learning.reference import Reference
+from filmroll.train.learning.sharding import shard, whole
+from filmroll.train.learning.tally import Tally
+from filmroll.train.loading.album import Images
+from filmroll.train.loading.loader import Batch, Loader
+from filmroll.train.loading.places import of_micro_batch
 from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
-from filmroll.train.tally import Tally
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import MicroBatch
 

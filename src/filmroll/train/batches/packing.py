@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from filmroll.train.bins import Bin, Costs, Limits, Patches
+from filmroll.train.batches.bins import Bin, Costs, Limits, Patches
 from filmroll.wire.training import MicroBatch, TrainingSample
 
 Order = Callable[[list[Bin], Patches], Sequence[Bin]]

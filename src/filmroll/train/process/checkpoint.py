@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from filmroll.durable import whole_folder
 from filmroll.errors import RunError
-from filmroll.train.ranks import Ranks
+from filmroll.train.learning.ranks import Ranks
 from filmroll.train.step import Progress
 
 STATE = "state.json"

@@ -17,10 +17,10 @@ from filmroll.errors import FilmrollError, MessageError, TrainingError
 from filmroll.materialize.carried import Carried
 from filmroll.materialize.materializer import check_placements
 from filmroll.materialize.sheet import Sheet
-from filmroll.train.album import Album, Images
-from filmroll.train.places import of_sample
-from filmroll.train.prefetch import Prefetch
-from filmroll.train.rows import row_inputs, starts
+from filmroll.train.loading.album import Album, Images
+from filmroll.train.loading.places import of_sample
+from filmroll.train.loading.prefetch import Prefetch
+from filmroll.train.loading.rows import row_inputs, starts
 from filmroll.train.step import MissingImage, TrainerConfig, TrainStep
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from filmroll.train.ranks import Ranks
+from filmroll.train.learning.ranks import Ranks
 
 
 def shard(model: Any, tower: torch.nn.Module, ranks: Ranks, device: str) -> None:

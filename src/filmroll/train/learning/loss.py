@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from filmroll.errors import TrainingError
-from filmroll.train.objective import LossConfig, Trained
+from filmroll.train.learning.objective import LossConfig, Trained
 
 if TYPE_CHECKING:
     import torch
 
-    from filmroll.train.loader import Batch
+    from filmroll.train.loading.loader import Batch
 
 FARTHEST = 20.0
 """Logprobs that are farther apart than this count as so far apart: what is e to the power of it stays finite."""

@@ -10,14 +10,14 @@ from typing import Any, cast
 import msgspec
 
 from filmroll.engine.weights import SHARD_BYTES, without_ties, write_in_turn
-from filmroll.train import checkpoint
-from filmroll.train.bins import Costs
-from filmroll.train.model import merged
-from filmroll.train.objective import Trained
-from filmroll.train.plan import deal
-from filmroll.train.sharding import gathered
+from filmroll.train.batches.bins import Costs
+from filmroll.train.batches.plan import deal
+from filmroll.train.learning.model import merged
+from filmroll.train.learning.objective import Trained
+from filmroll.train.learning.sharding import gathered
+from filmroll.train.learning.trainer import Trainer
+from filmroll.train.process import checkpoint
 from filmroll.train.step import Measured, Progress, StepReport, TrainStep
-from filmroll.train.trainer import Trainer
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import MicroBatch
 from filmroll.wire.transport import Codec

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from filmroll.errors import SampleTooLongError
-from filmroll.train.bins import Costs, Limits
+from filmroll.train.batches.bins import Costs, Limits
 from filmroll.wire.training import SAMPLE_ARRAYS, TrainingSample
 
 

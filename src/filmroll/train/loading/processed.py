@@ -9,8 +9,8 @@ import msgspec
 
 from filmroll.errors import FilmrollError
 from filmroll.materialize.materializer import Materializer
-from filmroll.train.album import UNHAD
-from filmroll.train.places import of_sample
+from filmroll.train.loading.album import UNHAD
+from filmroll.train.loading.places import of_sample
 from filmroll.train.step import TrainStep
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.processed import LostImage, ProcessedImage
