@@ -69,7 +69,7 @@ def slurm(
     run: Folder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the script and submit nothing.")] = False,
 ) -> None:
-    """Train as a SLURM job, as [slurm] says: writes job.sh into the run's folder and submits it.
+    """Train as a SLURM job, as its section slurm says: writes job.sh into the run's folder and submits it.
 
     --run alone submits a run again that has ended before its end.
     """
