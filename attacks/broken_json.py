@@ -51,8 +51,8 @@ NUMBERS: dict[str, bytes] = {
 
 
 def attack(target: Target) -> Iterator[Outcome]:
-    for name, body in BODIES.items():
-        yield target.send(name, body, UNREAD, vllm=Worded())
+    for name, data in BODIES.items():
+        yield target.send(name, data, UNREAD, vllm=Worded())
     for name, number in NUMBERS.items():
         yield target.send(name, START + number + b"}}", UNREAD, vllm=Worded())
     good = json.dumps(target.good())

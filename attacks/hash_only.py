@@ -28,6 +28,9 @@ def attack(target: Target) -> Iterator[Outcome]:
             target.good(), kwargs_data=lambda texts: [texts[0], None], mm_hashes=lambda own: [own[0], one], **more
         )
 
+    def referred(text: str) -> dict[str, Any]:
+        return with_lists(target.good(), kwargs_data=lambda texts: [texts[0], text])
+
     for name, digest in {
         "of nothing": "0" * 64,
         "of the image": said["mm_hash"],
@@ -60,8 +63,7 @@ def attack(target: Target) -> Iterator[Outcome]:
         "a file of features out of its folder": f"mmfile:v1:..:{said['fingerprint']}:image:{said['mm_hash']}",
         "a file of features by a path": "mmfile:v1:../../etc:passwd:image:0",
     }.items():
-        body = with_lists(target.good(), kwargs_data=lambda texts, one=text: [texts[0], one])
-        yield target.send(name, body, Refused(("reference_format", "features_not_found"), REFERENCES, 1))
+        yield target.send(name, referred(text), Refused(("reference_format", "features_not_found"), REFERENCES, 1))
 
 
 def _alone(target: Target, hashes: list[str] | None) -> dict[str, Any]:

@@ -80,14 +80,15 @@ def attack(target: Target) -> Iterator[Outcome]:
     body["sampling_params"]["allowed_token_ids"] = vision
     refused = Refused("request", "sampling_params.allowed_token_ids")
     yield target.send("placeholders wanted: nothing else allowed", body, Harmless(), vllm=refused)
-    for name, params in {
+    wanted: dict[str, dict[str, Any]] = {
         "biased": {"logit_bias": {str(token): 100.0 for token in vision}},
         "all others biased": {"logit_bias": dict.fromkeys(others, -1e30), "temperature": 0},
         "all others biased, hot": {"logit_bias": dict.fromkeys(others, -1e9), "temperature": hottest},
         "and one other allowed": {"allowed_token_ids": [*vision, 1]},
         "biased, likeliest alone": {"logit_bias": {str(token): 1e30 for token in vision}, "top_k": 1},
         "hot": {"temperature": hottest, "max_tokens": 10 * TOKENS},
-    }.items():
+    }
+    for name, params in wanted.items():
         body = target.good()
         body["sampling_params"] |= {"temperature": 1.0, "max_tokens": TOKENS} | params
         outcome = target.send(f"placeholders wanted: {name}", body, Harmless())

@@ -79,7 +79,11 @@ def converse(server: Server, desk: Desk, way: str, pictures: Sequence[bytes]) ->
     """One conversation, alone, each turn by itself."""
     talk, turns = Talk(desk, WAYS[way]), []
     for number, data in enumerate(pictures):
-        counts = (server.cpu_seconds, partial(server.counted, IMAGE_SECONDS), partial(server.counted, MODEL_SECONDS))
+        counts: list[Callable[[], float]] = [
+            server.cpu_seconds,
+            partial(server.counted, IMAGE_SECONDS),
+            partial(server.counted, MODEL_SECONDS),
+        ]
         before, server.peak = [count() for count in counts], 0
         started = time.perf_counter()
         nbytes = _turn(server, talk, data, number)
@@ -115,7 +119,8 @@ def first_token(server: Server, desk: Desk, way: str, pictures: Sequence[bytes])
 
 
 def _words(number: int) -> list[int]:
-    return np.random.default_rng(number).integers(32, 200, TEXT).tolist()
+    words: list[int] = np.random.default_rng(number).integers(32, 200, TEXT).tolist()
+    return words
 
 
 class Pictures:
@@ -181,7 +186,7 @@ def _rate(work: Callable[[list[bytes]], object], lots: Sequence[list[bytes]]) ->
 def _median(talks: Sequence[Sequence[Turn]], what: str, turn: int | None = None) -> float:
     """Of one turn, or of whole conversations."""
     chosen = talks if turn is None else [[talk[turn]] for talk in talks]
-    return statistics.median(sum(getattr(one, what) for one in talk) for talk in chosen)
+    return float(statistics.median(sum(getattr(one, what) for one in talk) for talk in chosen))
 
 
 def report(engine: str, found: dict[str, Found]) -> None:

@@ -97,11 +97,10 @@ def measure_ours(work: Path) -> dict[str, Any]:
         held += [play(renderer, number) for number in range(len(held), count)]
         grown[str(count)] = resident() - before
     trajectory, prompt = held[0]
-    weights = {
-        f"{what}{shift}": weigh(value, shift)
-        for shift in (0, SIX_DIGITS)
-        for what, weigh, value in (("request", request_bytes, prompt), ("trajectory", trajectory_bytes, trajectory))
-    }
+    weights = {}
+    for shift in (0, SIX_DIGITS):
+        weights[f"request{shift}"] = request_bytes(prompt, shift)
+        weights[f"trajectory{shift}"] = trajectory_bytes(trajectory, shift)
     return {"process": before, "grown": grown, **weights}
 
 

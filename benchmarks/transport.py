@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def turn_costs(renderer: Any) -> dict[str, list[float]]:
     """Microseconds and bytes of what each of 64 turns adds, the turns taken in turn, many times over."""
     trajectory = play(renderer, ROLLOUTS, LONG)
     added = [(trajectory.nodes[2 * turn : 2 * turn + 2], trajectory.images[turn]) for turn in range(LONG)]
-    rounds = [[timed(lambda one=one: pack(one), 20) for one in added] for _ in range(60)]
+    rounds = [[timed(partial(pack, one), 20) for one in added] for _ in range(60)]
     # The first turn also holds what stands before a conversation; it is as others are but for some tokens.
     return {
         "seconds": [statistics.median(column) for column in zip(*rounds, strict=True)],
@@ -119,8 +120,8 @@ def sample_costs(renderer: Any) -> dict[int, list[float]]:
         (sample,) = samples(play(renderer, ROLLOUTS, turns), renderer.family, advantage=1.0, weights=LossWeights(rl=1))
         parts = CODEC.encode(0, sample)
         size = sum(part.nbytes for part in parts)
-        encode = min(timed(lambda sample=sample: CODEC.encode(0, sample), 20) for _ in range(20))
-        costs[turns] = [encode, min(timed(lambda parts=parts: CODEC.decode(parts), 20) for _ in range(20)), size]
+        encode = min(timed(partial(CODEC.encode, 0, sample), 20) for _ in range(20))
+        costs[turns] = [encode, min(timed(partial(CODEC.decode, parts), 20) for _ in range(20)), size]
     return costs
 
 
@@ -143,7 +144,7 @@ def send(way: str, work: Path, place: str, count: int) -> None:
         asyncio.run(send_stream(PROCESSED, with_levels(made[:WITH_PIXELS], work.parent), place, count))
         return
     pixels = [[np.load(work / f"{number}-{turn}.npy") for turn in range(TURNS)] for number in range(WITH_PIXELS)]
-    socket = zmq.Context.instance().socket(zmq.PUSH)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, 2)
     socket.connect(place)
     encode = plain_msgpack if way == "msgpack" else plain_pickle
@@ -175,7 +176,7 @@ def receive(way: str, work: Path, count: int) -> None:
         codec = PROCESSED if way == "processed" else CODEC
         arrivals, size = asyncio.run(receive_stream(codec, place, count))
     else:
-        socket = zmq.Context.instance().socket(zmq.PULL)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, 2)
         print(f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}", flush=True)
         arrivals, size = receive_plain(way, socket, count)
@@ -239,6 +240,7 @@ def measure(way: str, work: Path) -> Iterator[dict[str, float]]:
             (folder / file.name).symlink_to(file)
         arguments = [sys.executable, __file__, "receive", way, str(folder), str(COUNTS[way])]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as receiver:
+            assert receiver.stdout is not None
             place = receiver.stdout.readline().strip()
             subprocess.run([sys.executable, __file__, "send", way, str(folder), place, str(COUNTS[way])], check=True)
             yield json.loads(receiver.communicate()[0].splitlines()[-1])
@@ -246,14 +248,14 @@ def measure(way: str, work: Path) -> Iterator[dict[str, float]]:
 
 def main() -> None:
     match sys.argv[1:]:
-        case ["prepare", work]:
-            print(json.dumps(prepare(Path(work))))
+        case ["prepare", folder]:
+            print(json.dumps(prepare(Path(folder))))
             return
-        case ["send", way, work, place, count]:
-            send(way, Path(work), place, int(count))
+        case ["send", way, folder, place, count]:
+            send(way, Path(folder), place, int(count))
             return
-        case ["receive", way, work, count]:
-            receive(way, Path(work), int(count))
+        case ["receive", way, folder, count]:
+            receive(way, Path(folder), int(count))
             return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

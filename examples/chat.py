@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image, ImageDraw
 
 import filmroll
@@ -45,13 +46,21 @@ def engine(folder: Path, ready: Connection) -> None:
 def talk(url: str, store: filmroll.Store) -> None:
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     image = store.put(screenshot("Welcome"))
-    messages = []
+    messages: list[ChatCompletionMessageParam] = []
     for number, source in enumerate((inside(screenshot("Sign in")), image.uri), start=1):
-        parts = [{"type": "image_url", "image_url": {"url": source}}, {"type": "text", "text": "where am i?"}]
-        messages.append({"role": "user", "content": parts})
+        messages.append(
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": source}},
+                    {"type": "text", "text": "where am i?"},
+                ],
+            }
+        )
         answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=16, seed=number)
         said = answer.choices[0].message.content
-        print(f"turn {number}: {answer.usage.prompt_tokens} tokens in, {source[:40]}...; it says {said!r}")
+        tokens = answer.usage.prompt_tokens if answer.usage else "no"
+        print(f"turn {number}: {tokens} tokens in, {source[:40]}...; it says {said!r}")
         pieces = client.chat.completions.create(
             model="tiny", messages=messages, max_tokens=16, seed=number, stream=True
         )

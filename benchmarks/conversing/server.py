@@ -48,7 +48,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         times = [one.cpu_times() for one in self._family()]
-        return sum(one.user + one.system for one in times)
+        return float(sum(one.user + one.system for one in times))
 
     def counted(self, names: tuple[str, ...]) -> float:
         """What its own metrics of these names add up to."""
