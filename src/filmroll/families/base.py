@@ -16,7 +16,7 @@ from filmroll.errors import ImageFormatError, LayoutError
 from filmroll.families.checkpoint import Checkpoint
 from filmroll.image import ImageRef
 from filmroll.pixels.late import normalize
-from filmroll.pixels.patches import Cut, Table, Values, cut
+from filmroll.pixels.patches import Cut, Table, Values, cut, cut_shape
 from filmroll.store.ingest.picture import upright_rgb
 from filmroll.wire.descriptor import ImageDescriptor
 
@@ -85,6 +85,10 @@ class ForwardPolicy:
 
     Else each brings a picture of its own: the same result, and as many passes of the tower as there are places.
     """
+
+    def taken(self, arrays: Arrays) -> Arrays:
+        """Those of a picture's arrays that the forward takes."""
+        return {name: array for name, array in arrays.items() if name not in self.unused}
 
 
 class Family(ABC):
@@ -156,6 +160,15 @@ class Family(ABC):
             for name, array in levels.items()
         }
 
+    def outline(self, layout: Layout) -> Arrays:
+        """What `pixels` gives in uint8 for a picture of this layout, all levels 0.
+
+        So names, types and shapes are those of every such picture, and whatever is no levels is the very same.
+        """
+        how = replace(self.cut, temporal=1)
+        blank = np.zeros((), np.uint8)
+        return self._arrays([np.broadcast_to(blank, cut_shape(*size, how)) for size in self._sizes(layout)], layout)
+
     def _developed(self, rgb: Rgb, dtype: Dtype) -> Arrays:
         height, width, _ = rgb.shape
         layout = self.layout(width, height)
@@ -165,8 +178,12 @@ class Family(ABC):
         return self._arrays([cut(canvas, table, how) for canvas in self._canvases(rgb, layout)], layout)
 
     @abstractmethod
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
+        """Height and width of each canvas."""
+
+    @abstractmethod
     def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
-        """The pictures that are cut: resized, cropped and padded, still in levels."""
+        """The pictures that are cut, of these sizes: resized, cropped and padded, still in levels."""
 
     @abstractmethod
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:

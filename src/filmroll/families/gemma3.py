@@ -84,8 +84,11 @@ class Gemma3(Family):
             payload={"image_grid_thw": [[1, rows, columns]]},
         )
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:  # noqa: ARG002
-        return [self.settings.resize(rgb, self.settings.height, self.settings.width)]
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:  # noqa: ARG002
+        return [(self.settings.height, self.settings.width)]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        return [self.settings.resize(rgb, *size) for size in self._sizes(layout)]
 
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:  # noqa: ARG002
         (picture,) = values

@@ -107,9 +107,12 @@ class Gemma4(Family):
             payload={"image_grid_thw": [[1, rows, columns]]},
         )
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
         _, rows, columns = layout.grid
-        return [self.settings.resize(rgb, rows * self.settings.side, columns * self.settings.side)]
+        return [(rows * self.settings.side, columns * self.settings.side)]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        return [self.settings.resize(rgb, *size) for size in self._sizes(layout)]
 
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
         (patches,) = values

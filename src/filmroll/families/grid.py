@@ -84,10 +84,13 @@ class GridFamily(Family):
                 remedy=f"Models of the {self.line} line take at most {MAX_ASPECT_RATIO}; crop or pad it",
             )
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
         _, rows, columns = layout.grid
         patch = self.settings.patch_size
-        return [self.settings.resize(rgb, rows * patch, columns * patch)]
+        return [(rows * patch, columns * patch)]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        return [self.settings.resize(rgb, *size) for size in self._sizes(layout)]
 
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
         (patches,) = values

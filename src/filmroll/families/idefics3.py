@@ -149,6 +149,11 @@ class Idefics3(Family):
             )
         return edges, tall, wide
 
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
+        tile = self.settings.tile
+        _, rows, columns = layout.grid
+        return [(rows * tile, columns * tile), *([(tile, tile)] if rows * columns > 1 else [])]
+
     def _canvases(self, rgb: Rgb, layout: Layout) -> Iterator[Rgb]:
         settings = self.settings
         height, width, _ = rgb.shape

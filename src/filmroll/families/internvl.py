@@ -6,7 +6,7 @@ the file says of `crop_to_patches`. Placeholder: <img>, the same number of token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import ClassVar, Self
@@ -118,12 +118,13 @@ class InternVL(Family):
         every = ((columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1))
         return sorted((one for one in every if one[0] * one[1] >= least), key=lambda one: one[0] * one[1])
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterator[Rgb]:
-        settings = self.settings
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
+        tall, wide = self.settings.height, self.settings.width
         _, rows, columns = layout.grid
-        yield settings.resize(rgb, rows * settings.height, columns * settings.width)
-        if rows * columns > 1:
-            yield settings.resize(rgb, settings.height, settings.width)
+        return [(rows * tall, columns * wide), *([(tall, wide)] if rows * columns > 1 else [])]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        return (self.settings.resize(rgb, *size) for size in self._sizes(layout))
 
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
         tiles = np.concatenate(values).squeeze(2)

@@ -103,12 +103,15 @@ class KimiK25(Family):
             grid=(1, rows, columns), tokens=tokens, features=tokens, payload={"grid_thws": [[1, rows, columns]]}
         )
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
-        settings = self.settings
-        height, width, _ = rgb.shape
-        picture = settings.resize(rgb, *_fit(width, height, settings))
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
         _, rows, columns = layout.grid
-        canvas = np.zeros((rows * settings.patch_size, columns * settings.patch_size, CHANNELS), np.uint8)
+        return [(rows * self.settings.patch_size, columns * self.settings.patch_size)]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        height, width, _ = rgb.shape
+        picture = self.settings.resize(rgb, *_fit(width, height, self.settings))
+        (size,) = self._sizes(layout)
+        canvas = np.zeros((*size, CHANNELS), np.uint8)
         canvas[: picture.shape[0], : picture.shape[1]] = picture
         return [canvas]
 

@@ -125,13 +125,19 @@ class LlavaOnevision(Family):
         over = math.sqrt(lines * length / (self.settings.max_tiles * patches**2))
         return (int(lines // over), int(length // over)) if over > LEEWAY else (lines, length)
 
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
+        side = self.settings.side
+        _, rows, columns = layout.grid
+        return [(side, side), (rows * side, columns * side)]
+
     def _canvases(self, rgb: Rgb, layout: Layout) -> Iterator[Rgb]:
         settings = self.settings
-        yield settings.resize(rgb, settings.side, settings.side)
+        overview, tiles = self._sizes(layout)
+        yield settings.resize(rgb, *overview)
         height, width, _ = rgb.shape
-        canvas = np.zeros((layout.grid[1] * settings.side, layout.grid[2] * settings.side, CHANNELS), np.uint8)
-        tall, wide = _inside(width, height, *canvas.shape[:2])
-        top, left = (canvas.shape[0] - tall) // 2, (canvas.shape[1] - wide) // 2
+        canvas = np.zeros((*tiles, CHANNELS), np.uint8)
+        tall, wide = _inside(width, height, *tiles)
+        top, left = (tiles[0] - tall) // 2, (tiles[1] - wide) // 2
         canvas[top : top + tall, left : left + wide] = settings.resize(rgb, tall, wide)
         yield canvas
 

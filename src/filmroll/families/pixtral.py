@@ -116,16 +116,16 @@ class Pixtral(Family):
             place[:, :height, :width] = picture[:, :height, :width]
         return {"pixel_values": padded, "image_sizes": sizes}
 
-    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+    def _sizes(self, layout: Layout) -> Sequence[tuple[int, int]]:
         _, rows, columns = layout.grid
-        unit = self.settings.unit
-        return [self.settings.resize(rgb, rows * unit, columns * unit)]
+        return [(rows * self.settings.unit, columns * self.settings.unit)]
+
+    def _canvases(self, rgb: Rgb, layout: Layout) -> Iterable[Rgb]:
+        return [self.settings.resize(rgb, *size) for size in self._sizes(layout)]
 
     def _arrays(self, values: Sequence[Values], layout: Layout) -> Arrays:
         (picture,) = values
-        _, rows, columns = layout.grid
-        size = (rows * self.settings.unit, columns * self.settings.unit)
-        return {"pixel_values": picture.squeeze(2), "image_sizes": np.array([size], np.int64)}
+        return {"pixel_values": picture.squeeze(2), "image_sizes": np.array(self._sizes(layout), np.int64)}
 
 
 def _fit(width: int, height: int, settings: PixtralSettings) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device =
     grid = family.forward.grid
     parts = [picture.arrays for picture in sheet.distinct]
     joined = owned(family.join(parts)) | ({grid: sheet.array(grid, everywhere=True)} if grid else {})
-    inputs = {name: _sent(array, device) for name, array in joined.items() if name not in family.forward.unused}
+    inputs = {name: _sent(array, device) for name, array in family.forward.taken(joined).items()}
     for name, levels in inputs.items():
         if levels.dtype == torch.uint8:
             inputs[name] = normalize(levels, torch.from_numpy(family.table).to(device), family.cut)

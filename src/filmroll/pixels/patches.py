@@ -54,6 +54,13 @@ def level_table(rescale: float | None, normalize: tuple[Channels, Channels] | No
     return normalized
 
 
+def cut_shape(height: int, width: int, how: Cut) -> tuple[int, ...]:
+    """The shape of what `cut` gives for a picture of this size."""
+    tall, wide = how.patch or (height, width)
+    count = (height // (tall * how.merge)) * (width // (wide * how.merge)) * how.merge**2
+    return (count, tall, wide, CHANNELS) if how.channels_last else (count, CHANNELS, how.temporal, tall, wide)
+
+
 def cut(rgb: Rgb, table: Table | None, how: Cut) -> Values:
     """The picture's values, [N, C, t, ph, pw] or [N, ph, pw, C], each level looked up in `table`.
 
@@ -63,11 +70,9 @@ def cut(rgb: Rgb, table: Table | None, how: Cut) -> Values:
     height, width, _ = rgb.shape
     tall, wide = how.patch or (height, width)
     bands, columns = height // (tall * how.merge), width // (wide * how.merge)
-    count = bands * columns * how.merge**2
-    shape = (tall, wide, CHANNELS) if how.channels_last else (CHANNELS, how.temporal, tall, wide)
-    out = np.empty((count, *shape), np.uint8 if table is None else table.dtype)
+    out = np.empty(cut_shape(height, width, how), np.uint8 if table is None else table.dtype)
     if compiled is None:
-        _cut(rgb, table, out.reshape(bands, columns, how.merge, how.merge, *shape), how)
+        _cut(rgb, table, out.reshape(bands, columns, how.merge, how.merge, *out.shape[1:]), how)
     else:
         numbers = (bands, columns, how.merge, tall, wide, how.temporal, how.channels_last)
         # Bytes, because no buffer says bfloat16.
