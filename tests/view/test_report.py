@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from filmroll.errors import RunError
+from filmroll.view import restarts
+from filmroll.view.records import read_run
 from filmroll.view.report import write_report
 from tests.view.page import Page
 from tests.view.runs import START, RunWriter, receipt, rl_row, warmup_row
@@ -155,6 +157,50 @@ def test_after_a_resume_the_later_rows_count(run: RunWriter) -> None:
     assert "12 row(s) from before a resume were superseded" in page.text("notes")
 
 
+def test_what_was_started_again_is_counted_and_stands_beside_the_curve(run: RunWriter) -> None:
+    """A restart of the warm-up is counted and has no place there; a resume is where the steps that count go on."""
+    run.metrics([warmup_row(step) for step in range(5)])
+    run.metrics([rl_row(step, 0.1) for step in range(20)])
+    later = [rl_row(step, 0.7) for step in range(10, 30)]
+    run.metrics([{**row, "time": row["time"] + 500} for row in later])
+    run.events(
+        {"time": START, "kind": "started"},
+        {"time": START + 3, "kind": "trainer_restarted", "learnt_again": 2},
+        {"time": START + 107, "kind": "engine_restarted", "engine": "engine-1"},
+        {"time": START + 109, "kind": "worker_restarted"},
+        {"time": START + 115.5, "kind": "engine_restarted", "engine": "engine-0"},
+        {"time": START + 300, "kind": "resumed"},
+        {"time": START + 640, "kind": "resumed"},
+    )
+    page = page_of(run)
+    told = "engine restarts 2 trainer restarts 1 worker restarts 1 times resumed 2"
+    assert told in page.text("leader")
+    assert "Dotted: a process that was started again" in page.text("caption")
+    assert [(mark.what, mark.step) for mark in restarts.marks(read_run(run.path))] == [
+        ("engine", 4), ("worker", 5), ("engine", 8), ("resumed", 10), ("resumed", 20),
+    ]  # fmt: skip
+    # Drawn twice, wide and narrow: one that stands too near to the one before is not named.
+    assert [page.source.count(f">{name}</text>") for name in ("engine", "worker", "resumed")] == [4, 0, 3]
+
+
+def test_a_run_that_was_never_interrupted_says_nothing_of_it(finished: RunWriter) -> None:
+    page = page_of(finished)
+    assert "restarts" not in page.text("leader")
+    assert "resumed" not in page.text("leader")
+    assert "Dotted" not in page.text("caption")
+
+
+def test_checkpoints_in_a_row_leave_room_for_what_happened_in_between(run: RunWriter) -> None:
+    saved = [{"time": START + step, "kind": "checkpoint", "rl": step} for step in range(200)]
+    run.events(*saved[:100], {"time": START + 99.5, "kind": "worker_died", "error": "gone"}, *saved[100:])
+    told = page_of(run).text("#run").replace("\N{MULTIPLICATION SIGN}", "x")
+    assert "Events (201)" in told
+    assert "checkpoint x100 rl 99" in told
+    assert "worker_died error gone" in told
+    assert "checkpoint x100 rl 199" in told
+    assert "left out" not in told
+
+
 def test_a_torn_last_line_is_passed_over_and_said(finished: RunWriter) -> None:
     for name in ("metrics.jsonl", "events.jsonl", "rollouts/step_000029.jsonl"):
         with (finished.path / name).open("a") as file:
@@ -204,6 +250,7 @@ def test_strange_values_do_not_break_the_page(run: RunWriter) -> None:
     [
         ("finished", 9e6, "finished"),
         ("failed", 9e6, "failed"),
+        ("stopped", 60, "stopped"),
         ("checkpoint", 60, "running"),
         ("phase", 9e4, "stopped"),
     ],
@@ -213,7 +260,12 @@ def test_the_status(run: RunWriter, last: str, age: float, status: str) -> None:
     run.events({"time": at - 5, "kind": "started"}, {"time": at, "kind": last, "error": "EngineError: gone"})
     page = page_of(run)
     assert page.text("status") == status
-    assert ("EngineError: gone" in page.text("detail")) == (status in ("finished", "failed"))
+    assert ("EngineError: gone" in page.text("detail")) == (last in ("finished", "failed", "stopped"))
+
+
+def test_a_run_that_was_told_to_end_says_how_it_goes_on(run: RunWriter) -> None:
+    run.events({"time": time.time() - 5, "kind": "started"}, {"time": time.time(), "kind": "stopped"})
+    assert page_of(run).text("detail") == "it was told to end, and can be resumed"
 
 
 def test_a_long_run_stays_small(run: RunWriter) -> None:

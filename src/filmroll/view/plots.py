@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from filmroll.view import svg, words
+from filmroll.view import restarts, svg, words
 from filmroll.view.records import Row, RunRecord
 from filmroll.view.series import WINDOW, Floats, column, number, thin, total, trailing_mean
 
@@ -19,6 +19,10 @@ POINTS = 400
 BARS = 80
 PROCESSES = 7
 """Processes drawn by name; the smaller ones together are drawn as one."""
+MARKS = 40
+"""Interruptions drawn, the latest ones."""
+NAME_INCHES = 0.75
+"""What one of their names takes, with some room about it."""
 _COLORS = ("reward", "partial", "violet", "blue", "rose", "green", "sand")
 
 Curve = tuple[str, tuple[str, ...], str, Callable[[Floats], Any]]
@@ -56,6 +60,18 @@ class _Canvas:
             self.axis.plot(x, dot, "o", color=svg.ink(color), markersize=3.8, alpha=0.4, markeredgewidth=0)
         self.curve(steps, trailing_mean(y), label, color, width=width)
 
+    def interruptions(self, marks: Sequence[restarts.Mark]) -> None:
+        """A dotted line for each, with its name above it where there is room for that."""
+        first, last = self.axis.get_xlim()
+        apart = (last - first) * NAME_INCHES / self.axis.figure.get_figwidth()
+        named = -math.inf
+        for mark in marks:
+            self.axis.axvline(mark.step, color=svg.ink("faint"), linewidth=0.9, linestyle=(0, (1, 2)))
+            if mark.step - named >= apart:
+                place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+                self.axis.annotate(mark.what, (mark.step, 1.0), color=svg.ink("faint"), fontsize=9, **place)
+                named = mark.step
+
     def labels(self, words_of: Callable[[float], str]) -> None:
         self.axis.yaxis.set_major_formatter(lambda value, _: words_of(value))
 
@@ -85,10 +101,7 @@ def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: 
     if math.isfinite(chance):
         canvas.axis.axhline(chance, color=svg.ink("rose"), linewidth=1.2, linestyle=(0, (2, 3)))
         canvas.legend.append(("chance", "rose"))
-    for step in _resumes(run):
-        canvas.axis.axvline(step, color=svg.ink("faint"), linewidth=0.9, linestyle=(0, (1, 2)))
-        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-        canvas.axis.annotate("resumed", (step, 1.0), color=svg.ink("faint"), fontsize=9, **place)
+    canvas.interruptions(restarts.marks(run)[-MARKS:])
     low, high = canvas.axis.get_ylim()
     canvas.axis.set_ylim(min(low, -0.03), max(high, 1.05))
     return canvas.plot("reward-narrow" if narrow else "reward", f"Mean reward of each {_unit(run)}")
@@ -223,11 +236,3 @@ def _lines(
 def _pitch(x: Floats) -> float:
     """How far apart bars stand."""
     return float(np.max(np.diff(x))) if len(x) > 1 else 1.0
-
-
-def _resumes(run: RunRecord) -> list[float]:
-    """The steps at which the run was taken up again, the latest few."""
-    found = [
-        number(row, key) for row in run.events if row.get("kind") in ("resumed", "restored") for key in ("step", "rl")
-    ]
-    return sorted({step for step in found if math.isfinite(step) and step > 0})[-8:]

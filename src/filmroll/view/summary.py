@@ -9,12 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from filmroll.view import restarts
 from filmroll.view.records import Row, RunRecord
 from filmroll.view.series import column, last_mean, number, total
 
 RUNNING_SECONDS = 600.0
 """A run without an end that has written nothing for so long is taken to be stopped."""
-_ENDS = {"finished", "failed"}
+_ENDS = {"finished": "", "failed": "", "stopped": "it was told to end, and can be resumed"}
+"""Events that end a run, and what is said of one whose event says nothing."""
+_FOLDED = {"checkpoint", "caught_up"}
+"""Events of which those in a row are listed as one."""
 _COUNTS = ("referenced", "verified", "decoded", "consumed")
 _SECRET = re.compile(r"secret|password|passwd|credential|api_?key|access_?key|auth", re.IGNORECASE)
 _TELLING = {
@@ -42,7 +46,8 @@ class Headline:
     warmup_steps: int
     rl_steps: int
     seconds: float
-    engine_restarts: float
+    restarts: list[tuple[str, int]]
+    """What came back after a death or an end, and how often."""
     samples_stale: float
     steps_skipped: int
     images_missing: float
@@ -90,6 +95,8 @@ class Wire:
 class Event:
     at: float
     kind: str
+    many: int
+    """How many in a row it stands for, as the last of them."""
     fields: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -115,7 +122,7 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         warmup_steps=len(run.warmup),
         rl_steps=len(run.main),
         seconds=max(times) - min(times) if times else math.nan,
-        engine_restarts=total(run.main, "engine_restarts"),
+        restarts=restarts.counts(run),
         samples_stale=total(run.rl, "samples_stale"),
         steps_skipped=sum(row.get("updated") is False for row in run.rl),
         images_missing=total(run.rows, "images_missing"),
@@ -151,17 +158,17 @@ def wire(run: RunRecord) -> Wire:
 
 
 def events(run: RunRecord) -> list[Event]:
-    """Every event, with seconds since the first sign of the run."""
+    """Every event, with seconds since the first sign of the run; checkpoints in a row as one."""
     times = _times(run)
     start = min(times) if times else math.nan
-    return [
-        Event(
-            number(row, "time") - start,
-            str(row.get("kind", "?")),
-            [(key, _short(value)) for key, value in row.items() if key not in ("time", "kind")],
-        )
-        for row in run.events
-    ]
+    listed: list[Event] = []
+    for row in run.events:
+        kind = str(row.get("kind", "?"))
+        again = kind in _FOLDED and bool(listed) and listed[-1].kind == kind
+        many = listed.pop().many + 1 if again else 1
+        fields = [(key, _short(value)) for key, value in row.items() if key not in ("time", "kind")]
+        listed.append(Event(number(row, "time") - start, kind, many, fields))
+    return listed
 
 
 def settings(config: Row, command: str = "train", limit: int = 24) -> list[tuple[str, str]]:
@@ -199,7 +206,7 @@ def _status(run: RunRecord, now: float, times: list[float]) -> tuple[str, str]:
     if kinds and kinds[-1] in _ENDS:
         last = run.events[-1]
         told = next((_short(last[key], 400) for key in ("error", "problem", "message", "reason") if key in last), "")
-        return kinds[-1], told
+        return kinds[-1], told or _ENDS[kinds[-1]]
     if not times:
         return "not started", "nothing is written yet"
     if now - max(times) <= RUNNING_SECONDS:
