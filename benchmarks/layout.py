@@ -13,6 +13,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from harness import conclude, show
 from PIL import Image
@@ -42,16 +43,18 @@ def main() -> None:
     settings = QwenVLSettings(patch_size=16, min_pixels=65536, max_pixels=16777216)
     family = QwenVL(settings, placeholders=PLACEHOLDERS)
     processor = Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216})
+
+    def process(data: bytes) -> object:
+        return processor([Image.open(io.BytesIO(data))], return_tensors="np")
+
     rows, describing, processing = [], [], []
     for form in ("JPEG", "PNG"):
         data = file(picture(1024, 1024), form)
         image = canonical(data)
         ref = ImageRef(f"file:///{image.sha256}", image.sha256, image.media_type, image.width, image.height, len(data))
-        describing.append(microseconds(lambda ref=ref: family.describe(ref), 300))  # type: ignore[misc]
-        processing.append(
-            microseconds(lambda data=data: processor([Image.open(io.BytesIO(data))], return_tensors="np"), 1)  # type: ignore[misc]
-        )
-        walking = microseconds(lambda data=data: read_header(data, Limits()), 20)  # type: ignore[misc]
+        describing.append(microseconds(partial(family.describe, ref), 300))
+        processing.append(microseconds(partial(process, data), 1))
+        walking = microseconds(partial(read_header, data, Limits()), 20)
         rows.append([f"{form}, {len(data):,} bytes", describing[-1], walking, processing[-1]])
     show("Microseconds", ["", "ImageRef to descriptor", "walking the file once", "the processor"], rows)
     conclude(
