@@ -1,16 +1,19 @@
 """Images whose arrays came with a message: for a reader that has no access to the store.
 
 Whoever sent them has verified the bytes and developed them; here everything is checked that can be told
-without the picture, so what is fed to a model is whole, has the right shape and belongs to the image.
+without the picture: what is fed to a model is whole, belongs to the image, and differs from what its
+family makes of a picture of that size in levels alone. Whose picture those show, the sender is trusted with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from filmroll.errors import FilmrollError, GridError, MessageError, StoreError, TrainingError
+from filmroll.errors import FilmrollError, GridError, MessageError, StoreError
 from filmroll.families.base import Arrays, Family
 from filmroll.materialize.claims import check_kind, check_layout
 from filmroll.materialize.materializer import Materialized
@@ -20,7 +23,6 @@ from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
 
 SEND = "Send what filmroll.train.loading.processed makes of the stored image"
-_SAMPLE = np.zeros((64, 64, 3), np.uint8)
 
 
 class Carried:
@@ -28,13 +30,6 @@ class Carried:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._grid = family.forward.grid
-        if self._grid is None:
-            raise TrainingError(
-                f"arrays of the family {family.name!r} have no grid by which they could be checked",
-                remedy='Set multimodal.mode to "raw" or "inline"',
-            )
-        self._outline = family.pixels([_SAMPLE], "uint8")
         self._images: dict[tuple[str, str], ProcessedImage] = {}
         self._lost: dict[tuple[str, str], LostImage] = {}
         self._whole: dict[tuple[str, str], Picture] = {}
@@ -55,8 +50,8 @@ class Carried:
         """Every image's picture, in order; else the error, with the image's index.
 
         A lost one is a StoreError that says what its sender met. Verified is an image whose arrays are those
-        that were made of it, by their checksum; decoded one whose arrays have the names, types and shapes that
-        the model's family makes.
+        that were made of it, by their checksum; decoded one whose arrays are, but for the levels, those that the
+        model's family makes of a picture of its size.
         """
         pictures = []
         for index, descriptor in enumerate(descriptors):
@@ -82,24 +77,7 @@ class Carried:
         if image is None:
             raise MessageError("its arrays did not come with the samples", remedy=SEND)
         layout = self.family.layout(descriptor.image.width, descriptor.image.height)
-        if image.arrays.keys() != self._outline.keys():
-            raise MessageError(
-                f"its arrays are {', '.join(sorted(image.arrays)) or 'none'}, "
-                f"the model's family makes {', '.join(sorted(self._outline))}",
-                remedy=SEND,
-            )
-        for name, array in image.arrays.items():
-            rows = 1 if name == self._grid else int(np.prod(layout.grid))
-            like = self._outline[name]
-            if array.dtype != like.dtype or array.shape != (rows, *like.shape[1:]):
-                raise MessageError(
-                    f"its {name} are {array.dtype} of shape {array.shape}, "
-                    f"the model's family makes {like.dtype} of shape {(rows, *like.shape[1:])}",
-                    remedy=SEND,
-                )
-        grid = _grid(image.arrays, self._grid)
-        if grid != layout.grid:
-            raise GridError(f"its arrays have the grid {grid}, its placeholder was made for {layout.grid}", remedy=SEND)
+        _check_arrays(image.arrays, self.family.forward.taken(self.family.outline(layout)))
         if not image.is_whole:
             raise MessageError(
                 "its arrays are not those that were made of it: their checksum differs",
@@ -108,5 +86,31 @@ class Carried:
         return Picture(descriptor.identity, layout.features, image.arrays)
 
 
-def _grid(arrays: Arrays, name: str | None) -> tuple[int, ...]:
-    return tuple(arrays[name or ""][0].tolist())
+def _check_arrays(arrays: Arrays, outline: Arrays) -> None:
+    """They are what the family makes of a picture with this outline: all that can be told without its pixels."""
+    if arrays.keys() != outline.keys():
+        raise MessageError(
+            f"its arrays are {_names(arrays)}, the model's family makes {_names(outline)}",
+            remedy=SEND,
+        )
+    for name, like in outline.items():
+        array = arrays[name]
+        if (array.dtype, array.shape) != (like.dtype, like.shape):
+            raise MessageError(
+                f"its {name} are {array.dtype} of shape {array.shape}, "
+                f"the model's family makes {like.dtype} of shape {like.shape}",
+                remedy=SEND,
+            )
+        if like.dtype != np.uint8 and not np.array_equal(array, like):
+            raise GridError(
+                f"its {name} are {_beginning(array)}, those of a picture of its size are {_beginning(like)}",
+                remedy=SEND,
+            )
+
+
+def _names(arrays: Arrays) -> str:
+    return ", ".join(sorted(arrays)[:16]) or "none"
+
+
+def _beginning(array: npt.NDArray[Any]) -> str:
+    return str(array.tolist())[:128]

@@ -82,9 +82,9 @@ def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device =
         return {}
     sheet = _seen(family, sheet)
     grid = family.forward.grid
-    parts = [picture.arrays for picture in sheet.distinct]
+    parts = [family.forward.taken(picture.arrays) for picture in sheet.distinct]
     joined = owned(family.join(parts)) | ({grid: sheet.array(grid, everywhere=True)} if grid else {})
-    inputs = {name: _sent(array, device) for name, array in family.forward.taken(joined).items()}
+    inputs = {name: _sent(array, device) for name, array in joined.items()}
     for name, levels in inputs.items():
         if levels.dtype == torch.uint8:
             inputs[name] = normalize(levels, torch.from_numpy(family.table).to(device), family.cut)

@@ -16,9 +16,10 @@ from filmroll.wire.transport.tensors import Tensor
 
 
 class ProcessedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A distinct image by its identity, and what `family.pixels(..., "uint8")` makes of it.
+    """A distinct image by its identity, and of what `family.pixels(..., "uint8")` makes of it what a forward takes.
 
-    The arrays are levels with one temporal copy, an eighth of the float32 values that a model is fed.
+    Levels have one temporal copy: they are a quarter of the float32 values that a model is fed, an eighth of
+    those in two copies.
     """
 
     sha256: Digest

@@ -69,8 +69,10 @@ class Lessons:
         """The step with its images' arrays, in the mode in which samples bring them."""
         if self._materializer is None:
             return work
-        may_miss = self._config.multimodal.may_miss > 0
-        return await to_thread.run_sync(partial(with_images, work, self._materializer, may_miss=may_miss))
+        may_miss, threads = self._config.multimodal.may_miss > 0, self._config.trainer.readers
+        return await to_thread.run_sync(
+            partial(with_images, work, self._materializer, may_miss=may_miss, threads=threads)
+        )
 
     def _told(self, report: StepReport) -> StepReport:
         """The same report, and an event for each image that the step went on without."""
