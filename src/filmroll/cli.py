@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,7 +15,8 @@ from filmroll.cli_run import carry_out, roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_sft import sft
 from filmroll.cli_store import store_app
-from filmroll.errors import ConfigError, FilmrollError
+from filmroll.durable import FULL_STATUS, disk_full, says_full
+from filmroll.errors import ConfigError, DiskFullError, FilmrollError
 
 app = typer.Typer(
     name="filmroll",
@@ -100,12 +102,11 @@ def tiny_model(
 
 
 def main() -> None:
-    """Run a command; an error of filmroll's own is one line, not a traceback."""
+    """Run a command; an error of filmroll's own, and a full disk, is one line, not a traceback."""
     try:
         app()
     except FilmrollError as error:
-        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        sys.exit(2 if error.status < 500 else 1)
+        _complain(error)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -113,3 +114,14 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not says_full(error):
+            raise
+        _complain(disk_full(error))
+
+
+def _complain(error: FilmrollError) -> NoReturn:
+    # What prints this may be the log on the very disk that is full: then the status says it.
+    with suppress(OSError):
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+    sys.exit(FULL_STATUS if isinstance(error, DiskFullError) else 2 if error.status < 500 else 1)

@@ -25,7 +25,7 @@ def evaluate(
     from filmroll.run.courses.evaluation import evaluate as run_evaluation
     from filmroll.run.directory import RunDirectory
     from filmroll.view.display import Display
-    from filmroll.view.report import write_report
+    from filmroll.view.report import closing_report
 
     words = (model, environment, *context.args)
     if "--help" in words or not model:
@@ -40,7 +40,7 @@ def evaluate(
         try:
             summary = run_evaluation(run.config(), run, display.step, weights=chosen.weights)
         finally:
-            report = write_report(run.path)
+            report = closing_report(run.path)
     typer.echo(
         json.dumps(summary.row() | {"run": str(run.path)}) if as_json else f"{summary.words()}; report: {report}"
     )

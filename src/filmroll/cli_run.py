@@ -113,7 +113,7 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
     from filmroll.run.directory import newest_run
     from filmroll.run.processes.ending import Ending
     from filmroll.view.display import Display
-    from filmroll.view.report import write_report
+    from filmroll.view.report import closing_report
 
     ending = Ending()
     ending.listen()
@@ -123,7 +123,7 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
         try:
             whole = train(settings, run, display.step, resume=resume, apart=apart, ending=ending)
         finally:
-            report = write_report(run.path, control=control)
+            report = closing_report(run.path, control=control)
     if not whole:
         again = "orchestrator --run" if apart else "train --resume"
         typer.echo(f"stopped at a checkpoint; `filmroll {again} {run.path}` goes on")

@@ -21,7 +21,7 @@ def sft(
     from filmroll.run.courses.sft import sft as run_sft
     from filmroll.run.directory import RunDirectory
     from filmroll.view.display import Display
-    from filmroll.view.report import write_report
+    from filmroll.view.report import closing_report
 
     if "--help" in (str(config), *context.args) or (config is None and resume is None):
         fields = help_text("filmroll sft CONFIG.toml")
@@ -37,5 +37,5 @@ def sft(
         try:
             run_sft(run.config(), run, display.step, resume=resume is not None)
         finally:
-            report = write_report(run.path)
+            report = closing_report(run.path)
     typer.echo(display.conclusion(report))

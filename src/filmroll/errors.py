@@ -11,6 +11,7 @@
     │   ├── ImageDamagedError       400  stored bytes no longer match their digest
     │   ├── OutsideStoreError       400  a location that is not inside the store
     │   ├── StoreUnavailableError   503  the store itself fails
+    │   │   └── StoreFullError      507  its disk is full; a DiskFullError, too
     │   ├── ManifestError           500  what says which images are needed cannot be read
     │   └── ArchiveError            400  an archive of images that breaks its contract
     ├── FamilyError                 400  how a model sees
@@ -42,8 +43,9 @@
     │   ├── MessageError            400  a message that breaks its contract
     │   │   └── MessageVersionError 400  a message of another version of the format
     │   └── StreamTakenError        409  another process is at that end of the stream
-    └── RunError                    500  a run's folder or its processes
-        └── PeerError               502  an error inside another process of the run
+    ├── RunError                    500  a run's folder or its processes
+    │   └── PeerError               502  an error inside another process of the run
+    └── DiskFullError               507  a disk that has no room for what is to be written
 
 `str(error)` is for the person at the terminal and may name files. `error.wire()` is for whoever
 sent a request: what was wrong and what to do, without paths or addresses. To add an error, put a
@@ -112,6 +114,10 @@ class FilmrollError(Exception):
         """The same error, saying first what it is about."""
         return _rebuild(type(self), self._parts() | {"problem": f"{what}: {self.problem}"})
 
+    def mended_by(self, remedy: str) -> FilmrollError:
+        """The same error, for whoever knows better what to do."""
+        return _rebuild(type(self), self._parts() | {"remedy": remedy})
+
     def wire(self) -> dict[str, Any]:
         """The structured form that goes to a client: no path, no address, no traceback."""
         message = self.problem if not self.remedy else f"{self.problem}. {self.remedy}"
@@ -132,7 +138,9 @@ def every_error(kind: type[FilmrollError] = FilmrollError) -> Iterator[type[Film
     """`kind` and all errors below it, in the order of the tree."""
     yield kind
     for child in kind.__subclasses__():
-        yield from every_error(child)
+        # One of two parents is drawn below the first.
+        if child.__bases__[0] is kind:
+            yield from every_error(child)
 
 
 class ConfigError(FilmrollError):
@@ -305,3 +313,11 @@ class RunError(FilmrollError):
 
 class PeerError(RunError):
     code, status = "peer", 502
+
+
+class DiskFullError(FilmrollError):
+    code, status = "disk_full", 507
+
+
+class StoreFullError(StoreUnavailableError, DiskFullError):
+    code, status = "store_full", 507

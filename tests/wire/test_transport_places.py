@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import resource
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,11 +14,12 @@ import pytest
 import zmq.asyncio
 from zmq.utils import garbage
 
-from filmroll.errors import MessageError, MessageVersionError, TransportError
+from filmroll.errors import DiskFullError, MessageError, MessageVersionError, TransportError
 from filmroll.wire.packed import pack
 from filmroll.wire.transport import Window
 from filmroll.wire.transport.message import VERSION
 from filmroll.wire.transport.sockets import PULSE, Hello
+from tests.disks import files_no_longer_than
 from tests.wire.streams import CODEC, WINDOW, new_place, note, receiving, sending, stream, within
 
 # Folders
@@ -126,32 +126,20 @@ def test_what_was_sent_can_be_withdrawn_before_it_is_received(tmp_path):
     within(conversation())
 
 
-@asynccontextmanager
-async def files_no_longer_than(nbytes):
-    """The kernel refuses to write more into any file: what a full disk does, without filling one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_a_typed_error_and_the_next_try_goes_on(tmp_path):
     place = new_place("files", tmp_path)
 
     async def conversation():
         async with stream(place) as (sender, receiver):
             await sender.send(note(0))
-            async with files_no_longer_than(4096):
-                with pytest.raises(TransportError, match="cannot be used: File too large"):
-                    await sender.send(note(1, 2000))
+            full = pytest.raises(DiskFullError, match=r"stream/000000000001.message, [\d,]+ bytes: File too large")
+            with files_no_longer_than(4096), full:
+                await sender.send(note(1, 2000))
             assert not list((tmp_path / "stream").glob(".*"))
             assert await sender.send(note(1, 2000)) == 1
             assert [(await receiver.receive()).number for _ in range(2)] == [0, 1]
-            async with files_no_longer_than(8):
-                with pytest.raises(TransportError):
-                    await receiver.acknowledge(2)
+            with files_no_longer_than(8), pytest.raises(DiskFullError, match=r"stream/cursor\.json"):
+                await receiver.acknowledge(2)
             await receiver.acknowledge(2)
             await sender.settle()
 

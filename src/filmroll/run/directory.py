@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filmroll.errors import ConfigError, RunError
+from filmroll.durable import append_line, room_for, write_whole
+from filmroll.errors import ConfigError, DiskFullError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 from filmroll.run.engine_config import EngineConfig
@@ -85,12 +86,15 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"the run's folder {path} cannot be made: {error.strerror}") from error
         run = cls(path)
-        for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
-            folder.mkdir()
-        run._name_manifest()
-        draft = run.config_file.with_suffix(".partial")
-        draft.write_text(_resolved(config, path).model_dump_json(indent=2))
-        draft.rename(run.config_file)
+        try:
+            with room_for("a new run", path):
+                for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
+                    folder.mkdir()
+                run._name_manifest()
+                _write_text(run.config_file, _resolved(config, path).model_dump_json(indent=2))
+        except DiskFullError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return run
 
     @classmethod
@@ -177,22 +181,24 @@ class RunDirectory:
         return {name.partition(".")[0] for name in names if name is not None}
 
     def event(self, kind: str, **fields: Any) -> None:
-        _append(self.events_file, {"time": time.time(), "kind": kind, **fields})
+        append_line(self.events_file, _line({"time": time.time(), "kind": kind, **fields}))
 
     def metrics(self, row: dict[str, Any]) -> None:
-        _append(self.metrics_file, row)
+        append_line(self.metrics_file, _line(row))
 
     def record(self, step: int, rollouts: list[dict[str, Any]]) -> None:
         """A step's rollouts for people, one a line."""
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rollouts)
-        (self.rollouts / f"step_{step:06d}.jsonl").write_text(lines)
+        _write_text(self.rollouts / f"step_{step:06d}.jsonl", lines)
+
+    def note(self, name: str, value: dict[str, Any]) -> None:
+        """A JSON object in a file of its own."""
+        _write_text(self.path / name, json.dumps(value, indent=1) + "\n")
 
     def _name_manifest(self) -> None:
         """After the folder, for people; apart from all others, because runs on many hosts may share a store."""
         name = re.sub(r"[^a-z0-9._-]+", "-", self.path.name.lower()).lstrip(".")[:80]
-        draft = self.manifest_file.with_name(".manifest")
-        draft.write_text(f"{name or 'run'}-{secrets.token_hex(4)}\n")
-        draft.replace(self.manifest_file)
+        _write_text(self.manifest_file, f"{name or 'run'}-{secrets.token_hex(4)}\n")
 
 
 def fixed_place(config: Config) -> Path:
@@ -272,7 +278,9 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str = ""
             yield f"{section}{name} is {one!r} there and {other!r} here"
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """One line in one write, so that a kill tears at most the last."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, [memoryview(text.encode())])
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return f"{json.dumps(row)}\n".encode()

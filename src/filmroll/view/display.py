@@ -67,7 +67,7 @@ class Display:
         elif done % WINDOW == 0 or done == total or phase == "eval":
             self._console.print(f"{phase} {done}/{total}  {figures}", highlight=False, soft_wrap=True)
 
-    def conclusion(self, report: Path) -> str:
+    def conclusion(self, report: str) -> str:
         """The one line that a run of training ends with."""
         last = self._last()
         if "sft" in self._totals:

@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from filmroll.errors import RunError
+from filmroll.durable import disk_full, says_full
+from filmroll.errors import FilmrollError, RunError
 from filmroll.view import plots, summary, svg, words
 from filmroll.view.contact_sheet import contact_sheet
 from filmroll.view.darkroom import Darkroom
@@ -37,10 +38,20 @@ def write_report(run: Path, *, control: Path | None = None) -> Path:
         part.write_bytes(page.encode("utf-8", "replace"))
         part.replace(path)
     except OSError as error:
+        if says_full(error):
+            raise disk_full(error, "the report", path) from error
         raise RunError(f"the report cannot be written: {error.strerror}", private=str(path)) from error
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def closing_report(run: Path, *, control: Path | None = None) -> str:
+    """Write the report at the end of a run: where it is, or why it is not written. The run is no worse without."""
+    try:
+        return str(write_report(run, control=control))
+    except FilmrollError as error:
+        return f"not written: {error.problem}; `filmroll report {run}` writes it"
 
 
 def _page(run: RunRecord, control: RunRecord | None) -> str:

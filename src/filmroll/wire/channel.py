@@ -17,6 +17,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from filmroll.durable import disk_full, says_full
 from filmroll.errors import FilmrollError, PeerError, every_error
 from filmroll.wire.packed import Failure, failure, pack, raised, unpack
 
@@ -77,7 +78,8 @@ class Listener:
             result, word = pack(failure(error)), b"error"
         except Exception as error:  # noqa: BLE001 - whatever breaks here must reach the caller, not vanish in a task
             _log.exception("call failed")
-            result, word = pack(failure(PeerError(f"{type(error).__name__}: {error}"))), b"error"
+            known = disk_full(error) if says_full(error) else PeerError(f"{type(error).__name__}: {error}")
+            result, word = pack(failure(known)), b"error"
         await self._socket.send_multipart([sender, number, word, result])
 
     async def _work(self, call: Call) -> Any:

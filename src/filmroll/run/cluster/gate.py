@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from filmroll.errors import ConfigError, RunError
+from filmroll.errors import ConfigError, FilmrollError, RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.member import role_of
@@ -103,7 +103,7 @@ class Remote(Watched):
             self.last = Pulse(self.name, self.last.host, self.last.session, words=words)
             self.exited.set_result(status)
 
-    def lost(self, circumstance: str = "") -> RunError:
+    def lost(self, circumstance: str = "") -> FilmrollError:
         if self.exited.result() != _LOST:
             return super().lost(circumstance)
         return RunError(f"process {self.name} is lost{circumstance}", remedy=self.remedy, private=self.last_words())

@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filmroll.errors import ConfigError, RunError
+from filmroll.durable import FULL_STATUS, disk_full, free_at, says_full
+from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
 from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_options
 from filmroll.run.config import TINY, Config
@@ -27,14 +28,31 @@ Observer = Callable[[dict[str, Any]], None]
 def course(
     run: RunDirectory, command: str, *, resume: bool = False, ending: Ending | None = None, **about: Any
 ) -> Iterator[None]:
-    """The run begins and ends, and its events say so, whatever the end is like."""
-    run.event("resumed" if resume else "started", command=command, **about)
+    """The run begins and ends, and its events say so, whatever the end is like.
+
+    A disk that is full, whoever has met it and in whichever words, is one DiskFullError that says how to go on.
+    """
     try:
-        yield
-    except BaseException as error:
-        run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
-        raise
-    run.event("stopped" if ending is not None and ending.early else "finished")
+        run.event("resumed" if resume else "started", command=command, **about)
+        try:
+            yield
+        except BaseException as error:
+            # Where the disk is full, this has no room either.
+            with suppress(DiskFullError):
+                run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+            raise
+        run.event("stopped" if ending is not None and ending.early else "finished")
+    except Exception as error:
+        full = error if isinstance(error, DiskFullError) else disk_full(error) if says_full(error) else None
+        if full is None:
+            raise
+        raise _with_a_way_on(full, run, command) from error
+
+
+def _with_a_way_on(full: DiskFullError, run: RunDirectory, command: str) -> FilmrollError:
+    if command == "eval":
+        return full.mended_by("Make room there and start it again")
+    return full.mended_by(f"Make room there; `filmroll {command} --resume {run.path}` goes on from the last checkpoint")
 
 
 def ready_model(run: RunDirectory, config: Config) -> Family:
@@ -74,5 +92,7 @@ def _build_tiny_model(folder: Path, seed: int) -> None:
     """In a process of its own: the orchestrator never loads torch."""
     command = [sys.executable, "-m", "filmroll", "tiny-model", str(folder), "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    if done.returncode == FULL_STATUS:
+        raise DiskFullError("there is no room for the tiny model", private=free_at(folder))
     if done.returncode:
         raise RunError("the tiny model could not be built", private=done.stderr.strip()[-2000:])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from filmroll.durable import whole_folder
 from filmroll.engine.weights import version_folder
-from filmroll.errors import FilmrollError, RunError
+from filmroll.errors import DiskFullError, FilmrollError, RunError
 from filmroll.families import Family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
@@ -37,7 +37,7 @@ def evaluate(config: Config, run: RunDirectory, observe: Observer, *, weights: W
         if weights is not None:
             _take_over(weights, run)
         found = asyncio.run(_evaluate(config, run, family, observe, version))
-        (run.path / "summary.json").write_text(json.dumps(found.row(), indent=1) + "\n")
+        run.note("summary.json", found.row())
         run.event("evaluated", **found.row())
     return found
 
@@ -105,7 +105,7 @@ class Evaluation:
         groups = await asyncio.gather(*(asyncio.gather(*group, return_exceptions=True) for group in plays))
         broken = [one for group in groups for one in group if isinstance(one, BaseException)]
         for error in broken:
-            if not isinstance(error, FilmrollError) or isinstance(error, RunError):
+            if not isinstance(error, FilmrollError) or isinstance(error, RunError | DiskFullError):
                 raise error
             self._run.event("rollout_failed", step=step, error=str(error))
         batch = [[one for one in group if isinstance(one, Played)] for group in groups]
@@ -137,6 +137,6 @@ class Evaluation:
 def _take_over(weights: Weights, run: RunDirectory) -> None:
     """The version where this run's engines look for it."""
     theirs, ours = version_folder(weights.run.weights, weights.version), version_folder(run.weights, weights.version)
-    ours.mkdir()
-    for file in theirs.iterdir():
-        link_or_copy(file, ours / file.name)
+    with whole_folder(ours) as draft:
+        for file in theirs.iterdir():
+            link_or_copy(file, draft / file.name)

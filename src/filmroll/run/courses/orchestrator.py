@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from filmroll.errors import FilmrollError, RunError
+from filmroll.errors import DiskFullError, FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
@@ -211,7 +211,7 @@ class Orchestrator:
         groups = await asyncio.gather(*(asyncio.gather(*group, return_exceptions=True) for group in plays))
         broken = [one for group in groups for one in group if isinstance(one, BaseException)]
         for error in broken:
-            if not isinstance(error, FilmrollError) or isinstance(error, RunError):
+            if not isinstance(error, FilmrollError) or isinstance(error, RunError | DiskFullError):
                 raise error
         whole = [[one for one in group if isinstance(one, Played)] for group in groups]
         whole = [group for group in whole if len(group) == config.rollouts_per_prompt]

@@ -15,7 +15,7 @@ from typing import Any
 from anyio import to_thread
 
 from filmroll.dataset.examples import Examples
-from filmroll.errors import DatasetError, FilmrollError
+from filmroll.errors import DatasetError, DiskFullError, FilmrollError
 from filmroll.families import Family
 from filmroll.render import RendererPool, load_renderer
 from filmroll.render.tokenizer import TextTokenizer
@@ -132,7 +132,8 @@ class Study:
         )
         broken = [one for one in made if isinstance(one, BaseException)]
         for error in broken:
-            if not isinstance(error, FilmrollError) or self._config.data.bad == "refuse":
+            refused = not isinstance(error, FilmrollError) or self._config.data.bad == "refuse"
+            if refused or isinstance(error, DiskFullError):
                 raise error
             self._run.event("row_skipped", **about, error=str(error))
         return [one for one in made if isinstance(one, Trajectory)], len(broken)

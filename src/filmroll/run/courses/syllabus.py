@@ -92,7 +92,7 @@ def _source(config: Config, run: RunDirectory, family: Family, path: str, split:
 def _same_as_before(run: RunDirectory, fingerprint: str) -> None:
     note = run.path / "data.json"
     if not note.exists():
-        note.write_text(json.dumps({"fingerprint": fingerprint}))
+        run.note(note.name, {"fingerprint": fingerprint})
     elif json.loads(note.read_text())["fingerprint"] != fingerprint:
         raise ConfigError(
             "the data is not what this run began with, so its steps would not be the same",

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
 
-from filmroll.errors import RunError
+from filmroll.errors import FilmrollError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.engine_process import start_engine
@@ -26,10 +26,10 @@ class Member(Protocol):
         """Its status, once it is gone."""
 
     async def watch(self, work: Awaitable[T]) -> T:
-        """The result of `work`, or a RunError as soon as the process is gone."""
+        """The result of `work`, or what has been `lost` as soon as the process is gone."""
 
-    def lost(self, circumstance: str = "") -> RunError:
-        """What to raise once it is gone."""
+    def lost(self, circumstance: str = "") -> FilmrollError:
+        """What to raise once it is gone: a RunError, or a DiskFullError, after which it is not started again."""
 
     async def endpoint(self) -> str:
         """Where it can be spoken to, once it can be."""

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from filmroll.errors import RunError
+from filmroll.durable import FULL_STATUS
+from filmroll.errors import DiskFullError, FilmrollError, RunError
 from filmroll.run.processes import leash
 
 T = TypeVar("T")
@@ -31,15 +32,24 @@ class Watched(ABC):
         self.exited = exited
 
     async def watch(self, work: Awaitable[T]) -> T:
-        """The result of `work`, or a RunError as soon as the process is gone."""
+        """The result of `work`, or what has been `lost` as soon as the process is gone."""
         task = await race(work, self.exited)
         if not task.done():
             raise self.lost()
         return task.result()
 
-    def lost(self, circumstance: str = "") -> RunError:
-        """What to raise once it has ended: its status and its last words."""
-        problem = f"process {self.name} ended with status {self.exited.result()}{circumstance}"
+    def lost(self, circumstance: str = "") -> FilmrollError:
+        """What to raise once it has ended: its status and its last words.
+
+        Where it has found a disk full, that is a DiskFullError: started again, it would find the same.
+        """
+        status = self.exited.result()
+        if status == FULL_STATUS:
+            # Its last words may have found no room either.
+            return DiskFullError(
+                f"process {self.name} ended because a disk is full", remedy="Make room there", private=self.last_words()
+            )
+        problem = f"process {self.name} ended with status {status}{circumstance}"
         return RunError(problem, remedy=self.remedy, private=self.last_words())
 
     @abstractmethod

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from filmroll.errors import RunError
+from filmroll.errors import DiskFullError, FilmrollError
 
 WITHIN_S = 600.0
 """A process may die as often as is configured in so long."""
@@ -15,7 +15,7 @@ WITHIN_S = 600.0
 class Mortal(Protocol):
     """A process that has died."""
 
-    def lost(self, circumstance: str = "") -> RunError: ...
+    def lost(self, circumstance: str = "") -> FilmrollError: ...
 
 
 class Lives:
@@ -26,7 +26,10 @@ class Lives:
         self._deaths: deque[float] = deque()
 
     def spend(self, process: Mortal) -> None:
-        """Count a death; one too many is the error that says what the process last said."""
+        """Count a death; one too many is the error that says what the process last said, and a full disk is at once."""
+        lost = process.lost()
+        if isinstance(lost, DiskFullError):
+            raise lost
         now = time.monotonic()
         self._deaths.append(now)
         while self._deaths[0] < now - WITHIN_S:

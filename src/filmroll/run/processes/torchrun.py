@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from filmroll.errors import RunError
+from filmroll.durable import FULL_STATUS
+from filmroll.errors import DiskFullError, RunError
 from filmroll.run.processes.child import leashed
 
 
@@ -41,7 +42,8 @@ def start_ranks(count: int, command: Sequence[str]) -> None:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RunError(
+        kind = DiskFullError if failure.exitcode == FULL_STATUS else RunError
+        raise kind(
             f"rank {rank} of {count} {_end(failure)}",
             remedy="The others were ended with it; more is above in this log",
         ) from None

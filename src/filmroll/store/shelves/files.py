@@ -16,7 +16,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from filmroll.errors import StoreUnavailableError
+from filmroll.durable import free_at, says_full
+from filmroll.errors import StoreFullError, StoreUnavailableError
 from filmroll.store.keys import TEMPORARY
 from filmroll.store.shelves.folders import (
     every_file,
@@ -234,10 +235,10 @@ class FileShelf(Shelf):
             raise self._failed(verb, error) from error
 
     def _failed(self, verb: str, error: OSError) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"the store cannot {verb} the image: {os.strerror(error.errno or errno.EIO)}",
-            private=f"{self.root}: {error}",
-        )
+        problem = f"the store cannot {verb} the image: {os.strerror(error.errno or errno.EIO)}"
+        if says_full(error):
+            return StoreFullError(problem, remedy="Make room there", private=free_at(self.root))
+        return StoreUnavailableError(problem, private=f"{self.root}: {error}")
 
 
 def _item(key: str, state: os.stat_result) -> Item:

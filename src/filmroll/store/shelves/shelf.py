@@ -32,7 +32,8 @@ class Shelf(ABC):
     """Thread-safe, safe beside any other process on the same place, and picklable.
 
     FileNotFoundError says that a key is free, ImageDamagedError that something which is no file is
-    in the way, StoreUnavailableError that the place itself fails; nothing else is raised.
+    in the way, StoreUnavailableError that the place itself fails, a StoreFullError for want of room;
+    nothing else is raised.
     """
 
     @abstractmethod

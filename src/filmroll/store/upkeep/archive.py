@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from filmroll.durable import sync
+from filmroll.durable import disk_full, says_full, sync
 from filmroll.errors import ArchiveError, ConfigError, ImageError
 from filmroll.store.ingest.canonical import canonical
 from filmroll.store.keys import object_name
@@ -150,6 +150,8 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         draft.rename(path)
         sync(path.absolute().parent)
     except OSError as error:
+        if says_full(error):
+            raise disk_full(error, "the archive", path) from error
         raise ArchiveError(f"the archive cannot be written: {error.strerror}", private=str(path)) from error
     finally:
         with suppress(OSError):

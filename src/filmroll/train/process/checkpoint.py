@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
-from filmroll.durable import whole_folder
-from filmroll.errors import RunError
+from filmroll.durable import disk_full, says_full, whole_folder
+from filmroll.errors import FilmrollError, RunError
 from filmroll.train.learning.ranks import Ranks
 from filmroll.train.step import Progress
 
@@ -58,7 +58,7 @@ def save(
                 save_parts(tensors, storage_writer=writer, no_dist=ranks.count == 1)
         except CheckpointException as error:
             # Not of Python's Exceptions; torch tells every rank of whatever went wrong on one.
-            raise RunError(f"checkpoint {target.name} could not be written", private=str(error)) from error
+            raise _unwritten(target, tensors, error) from error
         if ranks.leads:
             (draft / STATE).write_bytes(msgspec.json.encode(state))
     return target
@@ -87,6 +87,14 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest checkpoints."""
     for path in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _unwritten(target: Path, tensors: dict[str, torch.Tensor], error: CheckpointException) -> FilmrollError:
+    nbytes = sum(value.nbytes for value in tensors.values())
+    for cause, _ in error.failures.values():
+        if says_full(cause):
+            return disk_full(cause, f"checkpoint {target.name}, {nbytes:,} bytes", target.parent)
+    return RunError(f"checkpoint {target.name} could not be written", private=str(error))
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from filmroll.durable import sync, write_whole
-from filmroll.errors import MessageError, StreamTakenError, TransportError
+from filmroll.durable import disk_full, says_full, sync, write_whole
+from filmroll.errors import FilmrollError, MessageError, StreamTakenError, TransportError
 from filmroll.wire.transport.message import Codec, Parts
 from filmroll.wire.transport.stream import (
     Held,
@@ -96,7 +96,9 @@ class Folder:
         await asyncio.to_thread(self._thread.shutdown)
         self._lock.close()
 
-    def failed(self, error: OSError) -> TransportError:
+    def failed(self, error: OSError) -> FilmrollError:
+        if says_full(error):
+            return disk_full(error, "the stream of samples", self.path)
         return TransportError(
             f"the stream's folder cannot be used: {error.strerror}",
             remedy="What was acknowledged and what was sent is safe; mend the disk and go on",
