@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+VLLM_VENV := $(VENV)-vllm$(addprefix -,$(VLLM))
 
 .PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm reliability attacks bench clean
 
@@ -41,11 +42,15 @@ test-slurm: $(READY)  ## runs as jobs of a real SLURM over two hosts, which is i
 	$(BIN)/python -m tests.slurm.cluster
 	$(BIN)/python -m pytest -m slurm --timeout 900 tests/slurm
 
-test-vllm: $(READY) $(VENV)-vllm/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own
-	$(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
+test-vllm: $(READY) $(VLLM_VENV)/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own; VLLM=0.31.0 takes the oldest that will do
+	FILMROLL_TEST_VLLM=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
 
 $(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py
-	$(BIN)/python -m tests.vllm.environment $(VENV)-vllm
+	$(BIN)/python -m tests.vllm.environment $(@D)
+	touch $@
+
+$(VENV)-vllm-%/.ready: constraints-vllm.txt tests/vllm/environment.py
+	$(BIN)/python -m tests.vllm.environment $(@D) $*
 	touch $@
 
 attacks: $(READY) $(VENV)-vllm/.ready  ## every attack of attacks/ with full counts, against the embedded engine and real vLLM

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.vllm.environment import ROOT
+from tests.vllm.environment import PLACE, ROOT
 
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+PYTHON = PLACE / "bin" / "python"
 START_S = 600
 """Far more than the minute that it takes: the machine may be busy."""
 
