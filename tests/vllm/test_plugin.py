@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from pydantic import BaseModel
 
 from filmroll.engine.vllm.identity import KEY, establish, identity
-from filmroll.engine.vllm.inside import forbid_tokens
+from filmroll.engine.vllm.inside import forbid_tokens, with_receipt, with_version
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
 from filmroll.engine.vllm.weights import weights_of
 from filmroll.errors import ConfigError, RequestError
 from filmroll.image import ImageRef
 from filmroll.wire.descriptor import ImageDescriptor
+from filmroll.wire.generate import VersionSpan, read_answer
+from filmroll.wire.receipt import Receipt
 
 DESCRIPTOR = ImageDescriptor(
     image=ImageRef(f"file:///images/{'ab' * 32}.png", "ab" * 32, "image/png", 64, 64, 1234),
@@ -114,6 +117,44 @@ def test_tokens_that_are_never_sampled_are_not_the_only_ones_allowed() -> None:
     with pytest.raises(RequestError) as caught:
         forbid_tokens(SimpleNamespace(sampling_params=params), [8, 9], -1e9)
     assert caught.value.field == "sampling_params.allowed_token_ids"
+
+
+class OldChoice(BaseModel):
+    """What vLLM 0.31 answers, as far as filmroll looks."""
+
+    index: int = 0
+    logprobs: None = None
+    finish_reason: str = "stop"
+    token_ids: list[int]
+
+
+class Choice(OldChoice):
+    weight_versions: list[dict[str, object]] | None = None
+
+
+class Answer(BaseModel):
+    request_id: str
+    choices: list[OldChoice]
+
+
+def test_an_answer_that_names_no_version_is_given_the_one_that_sampled_it() -> None:
+    answer = Answer(request_id="mine", choices=[OldChoice(token_ids=[5, 6, 7])])
+    for named in (with_version(with_receipt(answer, Receipt()), 3), with_receipt(with_version(answer, 3), Receipt())):
+        read = read_answer(named.model_dump_json().encode())
+        assert read.choices[0].weight_versions == [VersionSpan("3", 0, 3)]
+        assert read.choices[0].token_ids == [5, 6, 7]
+        assert read.receipt == Receipt()
+
+
+def test_an_answer_that_names_its_versions_is_believed() -> None:
+    spans = [{"version": "1", "start": 0, "end": 1}, {"version": "2", "start": 1, "end": 3}]
+    answer = Answer.model_construct(request_id="mine", choices=[Choice(token_ids=[5, 6, 7], weight_versions=spans)])
+    assert with_version(answer, 3) is answer
+
+
+@pytest.mark.parametrize("answer", [SimpleNamespace(error="no"), (chunk for chunk in ["data: ..."])])
+def test_what_is_no_whole_answer_is_given_no_version(answer: object) -> None:
+    assert with_version(answer, 3) is answer
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""All that filmroll relies on inside vLLM: 0.31 is the oldest, 0.32.0 the one that was tried.
+"""All that filmroll relies on inside vLLM: 0.31.0 is the oldest, and tried as 0.32.0 is, the newest.
 
 When a test against a newer vLLM fails, `tests/vllm/test_inside.py` says which of these names or
 signatures has changed, and this file is the one to mend:
@@ -13,7 +13,9 @@ signatures has changed, and this file is the one to mend:
 - the cache: `is_cached_item`, `touch_sender_cache_item`, `get_and_update_item`, `invalidate`, and
   since 0.32 `release_sender_touches`. What it answers for an image that the engine has is None, or
   a handle.
-- the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it.
+- an answer's `choices`, their `token_ids`, and since 0.32 their `weight_versions`.
+- the processor's `get_dummy_inputs` and `apply`: a picture of vLLM's own, and what it makes of it; and
+  `info.parse_mm_data`, where its own is a video.
 - configuration: the model's folder, name and length, its number format, `additional_config`, whether
   pixels are normalized on the device, the weight transfer backend, quantization, the number of API
   servers.
@@ -183,18 +185,38 @@ def is_refusal(answer: Any) -> bool:
 
 def with_receipt(answer: Any, receipt: Receipt) -> Any:
     """The answer and the receipt beside it; errors and streams go as they are."""
+    return _with(answer, receipt=msgspec.to_builtins(receipt)) if _is_whole(answer) else answer
+
+
+def with_version(answer: Any, version: int) -> Any:
+    """The answer, each choice named as sampled by this version of the weights: what vLLM says itself from 0.32 on."""
+    if not _is_whole(answer) or any(hasattr(choice, "weight_versions") for choice in answer.choices):
+        return answer
+    label = str(version)
+    spans = [[{"version": label, "start": 0, "end": len(choice.token_ids)}] for choice in answer.choices]
+    pairs = zip(answer.choices, spans, strict=True)
+    return _with(answer, choices=[_with(choice, weight_versions=span) for choice, span in pairs])
+
+
+def _is_whole(answer: Any) -> bool:
+    """Whether it is an answer, and neither an error nor a stream."""
     from pydantic import BaseModel
 
-    if not isinstance(answer, BaseModel) or not hasattr(answer, "choices"):
-        return answer
-    return _receipted(type(answer)).model_construct(**dict(answer), receipt=msgspec.to_builtins(receipt))
+    return isinstance(answer, BaseModel) and hasattr(answer, "choices")
+
+
+def _with(model: Any, **fields: Any) -> Any:
+    kind: Any = type(model)
+    return _widened(kind, tuple(fields)).model_construct(**dict(model) | fields)
 
 
 @cache
-def _receipted(kind: Any) -> Any:
+def _widened(kind: Any, names: tuple[str, ...]) -> Any:
+    """A kind of pydantic's models with fields of these names, which are written as what they hold."""
     from pydantic import create_model
 
-    return create_model(kind.__name__, __base__=kind, receipt=(dict[str, int], ...))
+    fields: dict[str, Any] = dict.fromkeys(names, (Any, ...))
+    return create_model(kind.__name__, __base__=kind, **fields)
 
 
 def failed_inside(error: BaseException) -> bool:
@@ -337,6 +359,7 @@ class Server:
 
     def example(self, modality: str, width: int, height: int) -> Example:
         """A picture of one colour, and what vLLM itself makes of it."""
+        from PIL import Image
         from vllm.config.multimodal import ImageDummyOptions
         from vllm.multimodal.inputs import MultiModalSharedField
         from vllm.multimodal.processing import TimingContext
@@ -350,6 +373,10 @@ class Server:
                 mm_options={modality: ImageDummyOptions(count=1, width=width, height=height)},
             )
             shown = inputs.mm_data_items[modality].get(0)
+            if isinstance(shown, Mapping) and "image" not in shown:
+                # A video, whatever was asked for: there, both are of one modality.
+                shown = {"type": "image", "image": Image.new("RGB", (width, height), "white"), "uuid": None}
+                inputs.mm_data_items = processor.info.parse_mm_data({modality: [shown]})
             made = processor.apply(inputs, TimingContext(enabled=False))
             (item,), (place,) = made["mm_kwargs"][modality], made["mm_placeholders"][modality]
             picture = shown["image"] if isinstance(shown, Mapping) else shown

@@ -65,11 +65,14 @@ def install(module: ModuleType) -> None:
     async def serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
         ours = installed(self)
         if ours.references.takes(request):
-            return await ours.references.serve(request, raw_request)
-        ours.references.admit(request, raw_request)
-        if ours.parts.concern(request):
-            return await ours.parts.serve(request, raw_request)
-        return await serve(self, request, raw_request)
+            answer = await ours.references.serve(request, raw_request)
+        else:
+            ours.references.admit(request, raw_request)
+            if ours.parts.concern(request):
+                answer = await ours.parts.serve(request, raw_request)
+            else:
+                answer = await serve(self, request, raw_request)
+        return answer if ours.weights is None else ours.weights.named(answer)
 
     serving.__init__, serving.serve_tokens = constructed, serve_tokens
     setattr(serving, ATTRIBUTE, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.outline import outline, shapes, ties
@@ -73,6 +73,13 @@ class Weights:
         """The version of the weights in use; 0 is the checkpoint itself."""
         await self._named
         return await self._engine.version()
+
+    def named(self, answer: Any) -> Any:
+        """vLLM's answer, which says what sampled it; 0.31 does not by itself.
+
+        It is what is in use when the answer ends: nothing is loaded before what is being sampled has ended.
+        """
+        return inside.with_version(answer, self._loaded.version)
 
     async def update(self, version: int) -> int:
         """Serve the weights that the trainer wrote as `version`; any version, older ones too.
