@@ -54,9 +54,7 @@ def train(
         typer.echo(f"{help_text()}\nfilmroll train --resume RUN goes on with a run from its last checkpoint.")
         return
     if resume is not None:
-        if config is not None or context.args:
-            raise ConfigError("a resumed run keeps its configuration", remedy="Give --resume RUN and nothing else")
-        run = resumed(resume, "train")
+        run = resumed(resume, "train", config, context.args)
     else:
         run = RunDirectory.create(load_config(Path(str(config)), context.args))
     carry_out(run, resume=resume is not None)

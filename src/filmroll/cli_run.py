@@ -51,9 +51,14 @@ def engine(
 
 
 @roles_app.command(context_settings=FLAGS)
-def trainer(context: typer.Context, config: File = None, run: Folder = None) -> None:
+def trainer(
+    context: typer.Context,
+    config: File = None,
+    run: Folder = None,
+    name: Annotated[str, typer.Option(help="trainer-0, trainer-1, ... where it has several nodes.")] = "trainer",
+) -> None:
     """A run's trainer, for as long as its orchestrator lives; started before it or after it."""
-    _join("trainer", "trainer", config, run, context.args)
+    _join("trainer", name, config, run, context.args)
 
 
 @roles_app.command(context_settings=FLAGS)
@@ -102,7 +107,7 @@ def role(
     if role == "engine":
         run_engine(opened, name, seed)
     elif role == "trainer":
-        run_trainer(opened, name)
+        run_trainer(opened, name, seed)
     else:
         run_worker(opened, name)
 
@@ -143,16 +148,17 @@ def _run(config: Path | None, run: Path | None, flags: list[str]) -> RunDirector
 def _join(role: str, name: str, config: Path | None, run: Path | None, flags: list[str]) -> None:
     from filmroll.run.cluster.join import join, there_will_be
     from filmroll.run.directory import fixed_place
-    from filmroll.run.members.member import engine_names
+    from filmroll.run.members.member import names_of
 
     _log()
     if config is None:
         found = there_will_be(_named(run, flags), None)
+        settings = found.config()
     else:
         loaded = _loaded(config, run, flags)
         found = there_will_be(fixed_place(loaded), loaded)
-    settings = found.config()
-    names = engine_names(settings) if role == "engine" else [role]
+        settings = found.moved(loaded)
+    names = names_of(role, settings)
     if name not in names:
         raise ConfigError(f"this run has no {role} named {name!r}", remedy=f"Choose --name of {', '.join(names)}")
     join(found, settings, name)

@@ -130,12 +130,40 @@ def test_on_one_node_engines_have_the_gpus_after_the_trainers(tmp_path):
     ]
 
 
+def test_a_trainer_over_several_nodes_is_a_step_on_each_with_its_share_of_the_ranks(tmp_path):
+    sections = {
+        "slurm": {"nodes": 4, "gpus_per_node": 4, "trainer_node": 1},
+        "trainer": {"ranks": 4, "nodes": 2},
+        "engine": {"replicas": 3},
+        "cluster": {"network": "hostname"},
+    }
+    assert started(job_script(*made(tmp_path, **sections))) == [
+        "step trainer-0 1 0,1 trainer --name trainer-0",
+        "step trainer-1 2 0,1 trainer --name trainer-1",
+        "step engine-0 0 0 engine --name engine-0",
+        "step engine-1 3 0 engine --name engine-1",
+        "step engine-2 0 1 engine --name engine-2",
+        "step worker 0 none worker",
+    ]
+    sections["slurm"] = {"nodes": 2, "gpus_per_node": 4}
+    _, config = made(tmp_path, name="full", **sections)
+    assert [(step.name, step.node, list(step.gpus)) for step in layout(config)] == [
+        ("trainer-0", 0, [0, 1]),
+        ("trainer-1", 1, [0, 1]),
+        ("engine-0", 0, [2]),
+        ("engine-1", 1, [2]),
+        ("engine-2", 0, [3]),
+        ("worker", 0, []),
+    ]
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"slurm": {"nodes": 2}}, r"2 nodes, and cluster\.network 127\.0\.0\.0/8 does not join them"),
         ({"slurm": {"gpus_per_node": 1}}, "engine would need GPU 2 of node 0, which has 1"),
         ({"slurm": {"trainer_node": 1}}, "trainer is to be on node 1, but the job's nodes are 0 to 0"),
+        ({"trainer": {"ranks": 2, "nodes": 2}}, "trainer-1 is to be on node 1, but the job's nodes are 0 to 0"),
         ({"slurm": {"engine_nodes": [3]}}, "engine is to be on node 3"),
         ({"run": {"env_vars": {IMAGES: "/elsewhere"}}}, "/elsewhere"),
     ],

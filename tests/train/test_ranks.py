@@ -32,17 +32,17 @@ PATIENCE = 250
 
 
 class Together:
-    """Two ranks in a folder of their own."""
+    """Two ranks in a folder of their own; or one of two machines, that of this number."""
 
-    def __init__(self, place: Path, model: Path, store: Path, do, fault="", **more):
+    def __init__(self, place: Path, model: Path, store: Path, do, fault="", node="", **more):
         self.place = place
         place.mkdir(exist_ok=True)
         told = {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault, **more}
         (place / "plan.json").write_text(json.dumps(told))
-        self.log = place / "log"
+        self.log = place / f"log{node}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.train.together", str(place / "plan.json")],
+                [sys.executable, "-m", "tests.train.together", str(place / "plan.json"), *node],
                 stdout=log, stderr=log, cwd=Path(__file__).parents[2],
             )  # fmt: skip
 

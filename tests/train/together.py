@@ -1,8 +1,8 @@
 """A trainer of any number of ranks that does what a list says: a program under torchrun, or here alone.
 
-    python -m tests.train.together PLAN.json
+    python -m tests.train.together PLAN.json [NODE]
 
-Every answer is a line in a file beside the plan.
+NODE is this machine's number where the ranks are on two of them. Every answer is a line in a file beside the plan.
 """
 
 from __future__ import annotations
@@ -139,10 +139,11 @@ FAULTS = {"fails": _fail, "waits": _wait}
 """What rank 1 does in the middle of a forward, where rank 0 waits for it."""
 
 if __name__ == "__main__":
-    from filmroll.run.processes.torchrun import is_rank, saying_what_failed, start_ranks
+    from filmroll.run.processes.torchrun import Meeting, is_rank, saying_what_failed, start_ranks
 
     told = json.loads(Path(sys.argv[1]).read_text())
+    meeting = Meeting(**told["meeting"], node=int(sys.argv[2]), nodes=2, sign=7) if sys.argv[2:] else None
     if is_rank():
         saying_what_failed(lambda: main(told))
     else:
-        start_ranks(2, ["-m", "tests.train.together", sys.argv[1]])
+        start_ranks(2, ["-m", "tests.train.together", sys.argv[1]], meeting)

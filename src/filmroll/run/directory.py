@@ -25,6 +25,8 @@ from filmroll.store.nowhere import URL as INLINE_URL
 
 RUN_ID = "${RUN_ID}"
 """Stands for the run's name in a configured path."""
+MOVABLE = frozenset({"trainer.ranks", "trainer.nodes", "slurm"})
+"""What may be another each time a run is gone on with: by how many processes and where, not what they compute."""
 
 
 class RunDirectory:
@@ -60,19 +62,30 @@ class RunDirectory:
 
     @classmethod
     def at(cls, config: Config) -> RunDirectory:
-        """Exactly the folder that is configured: a new one, or that of a run with this very configuration."""
+        """Exactly the folder that is configured: a new one, or that of a run with this very configuration.
+
+        What is movable is from now on as it is here.
+        """
         path = fixed_place(config)
-        return cls._begun(path, config) or cls.same(path, config)
+        begun = cls._begun(path, config)
+        if begun is None:
+            begun = cls.same(path, config)
+            begun.move(config)
+        return begun
 
     @classmethod
     def same(cls, path: Path, config: Config) -> RunDirectory:
-        """The folder of a run that was begun with this configuration; with another, it is a ConfigError."""
+        """The folder of a run that was begun with this configuration; with another, it is a ConfigError.
+
+        What is movable may differ.
+        """
         run = cls.open(path)
         theirs, ours = run.config().model_dump(), _resolved(config, run.path).model_dump()
         if other := list(_differences(theirs, ours)):
             raise ConfigError(
                 f"the run in {path} is configured otherwise: {'; '.join(other)}",
-                remedy="Give the file and the flags that it was begun with, or name another folder",
+                remedy="Give the file and the flags that it was begun with, or name another folder; "
+                "only trainer.ranks, trainer.nodes and [slurm] may change",
             )
         return run
 
@@ -124,6 +137,18 @@ class RunDirectory:
 
     def config(self) -> Config:
         return saved_config(self.config_file)
+
+    def moved(self, config: Config) -> Config:
+        """The run's configuration, with what is movable as this one has it."""
+        now, trainer = self.config(), config.trainer
+        ranks = now.trainer.model_copy(update={"ranks": trainer.ranks, "nodes": trainer.nodes})
+        return now.model_copy(update={"trainer": ranks, "slurm": config.slurm})
+
+    def move(self, config: Config) -> None:
+        """Go on so from now on."""
+        moved = self.moved(config)
+        if moved != self.config():
+            _write_text(self.config_file, moved.model_dump_json(indent=2))
 
     def store_url(self, config: Config) -> str:
         """Where this run's images are; every process asks here."""
@@ -269,8 +294,10 @@ def _with_run_id(text: str, run_id: str | None) -> str:
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str = "") -> Iterator[str]:
-    """The fields in which two configurations differ, with both values."""
+    """The fields in which two configurations differ and must not, with both values."""
     for name in {**theirs, **ours}:
+        if f"{section}{name}" in MOVABLE:
+            continue
         one, other = theirs.get(name), ours.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{section}{name}.")

@@ -11,6 +11,7 @@ from filmroll.errors import ConfigError
 
 HOST_NAME = "hostname"
 """Stands for the address that the machine's own name resolves to."""
+LOOPBACK = "127.0.0.1"
 
 
 def read_network(text: str) -> IPv4Network | None:
@@ -31,6 +32,19 @@ def own_address(network: str) -> str:
     raise ConfigError(
         f"{socket.gethostname()} has no address in cluster.network {network}; it has {', '.join(every) or 'none'}",
         remedy=f"Name a network that all machines of the run share, or {HOST_NAME!r}",
+    )
+
+
+def card_of(address: str) -> str:
+    """What this system calls the network card that has this address of its own."""
+    # Any address of the loopback network is the loopback card's, whether it is listed there or not.
+    wanted = LOOPBACK if IPv4Address(address).is_loopback else address
+    for name, held in psutil.net_if_addrs().items():
+        if any(one.address == wanted for one in held):
+            return str(name)
+    raise ConfigError(
+        f"no network card of {socket.gethostname()} has the address {address}",
+        remedy="Let cluster.network name the machines' network, such as 10.0.0.0/16",
     )
 
 

@@ -32,9 +32,9 @@ class SlurmConfig(BaseModel):
     engine_gpus: int = Field(default=1, ge=0)
     """GPUs of each engine, where nodes have any."""
     engine_nodes: tuple[Node, ...] = ()
-    """Nodes that engines go to in turn; empty means all but the trainer's, or that one where it is the only one."""
+    """Nodes that engines go to in turn; empty means all but the trainer's, or those where there are no others."""
     trainer_node: Node = 0
-    """The trainer's node. The orchestrator is on the first, 0."""
+    """The trainer's first node: it has `trainer.nodes` from there on. The orchestrator is on the job's first, 0."""
     worker_node: Node = 0
     """The worker's node."""
     warn_s: int = Field(default=300, ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
@@ -47,6 +47,8 @@ class TrainerConfig(BaseModel):
     """Where the model is trained, as torch names it."""
     ranks: int = Field(default=1, ge=1)
     """Processes that train together, each with a part of the model; with `cuda`, each on a device of its own."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines that these processes are on, as many on each as on the others."""
     shard_mb: int = Field(default=4096, ge=1)
     """Most MiB in one file of the weights that engines load."""
     dtype: Dtype = "float32"
@@ -61,6 +63,12 @@ class TrainerConfig(BaseModel):
     """Adapters count by this, divided by their rank."""
     lora_targets: tuple[str, ...] = ()
     """Which linear layers get an adapter, by the ends of their names; none named means all of the language model's."""
+
+    @model_validator(mode="after")
+    def _even(self) -> TrainerConfig:
+        if self.ranks % self.nodes:
+            raise ValueError(f"ranks is {self.ranks}, which {self.nodes} nodes do not share evenly")
+        return self
 
 
 class TrainStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -70,7 +70,7 @@ class Remote(Watched):
         self.there = asyncio.Event()
         self.ready = asyncio.Event()
         self.last = Pulse(name, "", "")
-        named = f" --name {name}" if role_of(name) == "engine" else ""
+        named = f" --name {name}" if name != role_of(name) else ""
         self._call = f"filmroll {role_of(name)} --run {run.path}{named}"
         self._patience = patience
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from filmroll.errors import ConfigError, RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import engine_names
+from filmroll.run.members.member import engine_names, trainer_names
 from filmroll.run.network import read_network
 from filmroll.run.processes.variables import launched_variables
 
@@ -34,7 +34,7 @@ class Step:
 
 
 def layout(config: Config) -> list[Step]:
-    """Every process but the orchestrator. On each node the trainer has the first GPUs and engines the next ones."""
+    """Every process but the orchestrator. On each node a trainer has the first GPUs and engines the next ones."""
     chosen = config.slurm
     taken = dict.fromkeys(range(chosen.nodes), 0)
 
@@ -42,20 +42,25 @@ def layout(config: Config) -> list[Step]:
         if node not in taken:
             raise ConfigError(
                 f"{name} is to be on node {node}, but the job's nodes are 0 to {chosen.nodes - 1}",
-                remedy="See slurm.nodes and the nodes of each role",
+                remedy="See slurm.nodes, trainer.nodes and the nodes of each role",
             )
         first = taken[node]
         taken[node] = last = first + (gpus if chosen.gpus_per_node else 0)
         if last > chosen.gpus_per_node:
             raise ConfigError(
                 f"{name} would need GPU {last} of node {node}, which has {chosen.gpus_per_node}",
-                remedy="See slurm.gpus_per_node and engine_gpus, trainer.ranks, engine.replicas and slurm.engine_nodes",
+                remedy="See gpus_per_node, engine_gpus and engine_nodes of slurm, trainer.ranks and engine.replicas",
             )
         return Step(role, name, node, range(first, last))
 
-    others = tuple(node for node in taken if node != chosen.trainer_node)
-    places = chosen.engine_nodes or others or (chosen.trainer_node,)
-    steps = [step("trainer", "trainer", chosen.trainer_node, config.trainer.ranks)]
+    trained = config.trainer
+    training = range(chosen.trainer_node, chosen.trainer_node + trained.nodes)
+    steps = [
+        step("trainer", name, node, trained.ranks // trained.nodes)
+        for name, node in zip(trainer_names(config), training, strict=True)
+    ]
+    others = tuple(node for node in taken if node not in training)
+    places = chosen.engine_nodes or others or tuple(training)
     for number, name in enumerate(engine_names(config)):
         steps.append(step("engine", name, places[number % len(places)], chosen.engine_gpus))
     return [*steps, step("worker", "worker", chosen.worker_node, 0)]
@@ -131,5 +136,5 @@ def _directives(run: RunDirectory, config: Config) -> list[str]:
 def _start(step: Step, config: Config) -> str:
     """The line that starts it. A dash means that GPUs are not spoken of, because nodes have none."""
     numbers = ",".join(map(str, step.gpus)) or "none" if config.slurm.gpus_per_node else "-"
-    named = f" --name {step.name}" if step.role == "engine" else ""
+    named = f" --name {step.name}" if step.role == "engine" or step.name != step.role else ""
     return f"step {step.name} {step.node} {numbers} {step.role}{named} &"

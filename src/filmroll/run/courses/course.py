@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filmroll.durable import FULL_STATUS, disk_full, free_at, says_full
 from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
 from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_options
-from filmroll.run.config import TINY, Config
+from filmroll.run.config import TINY, Config, build_config, read_toml
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.roles import model_dir
 from filmroll.run.processes.ending import Ending
@@ -77,14 +77,24 @@ def command_of(run: RunDirectory) -> str:
     return str(first.get("command", "train"))
 
 
-def resumed(path: Path, command: str) -> RunDirectory:
-    """The run in this folder, ready to be gone on with by the command that began it."""
+def resumed(path: Path, command: str, file: Path | None = None, flags: Sequence[str] = ()) -> RunDirectory:
+    """The run in this folder, ready to be gone on with by the command that began it.
+
+    It keeps its configuration, but for what is movable: a file or flags may say that anew.
+    """
     run = RunDirectory.open(path)
     if (began := command_of(run)) != command:
         raise ConfigError(
             f"{path} is the run of `filmroll {began}`", remedy=f"Go on with it by `filmroll {began} --resume`"
         )
     run.mend()
+    if file is not None and str(file).startswith("-"):
+        # The command line takes its first word for a file.
+        file, flags = None, (str(file), *flags)
+    if file is not None or flags:
+        given = run.config().model_dump(mode="json") if file is None else read_toml(file)
+        wanted = build_config(given, list(flags), str(file or path))
+        RunDirectory.same(path, wanted).move(wanted)
     return run
 
 

@@ -12,11 +12,12 @@ import psutil
 from filmroll.run.cluster.gate import opened_gate
 from filmroll.run.config import Config
 from filmroll.run.crew.engines import Engines
-from filmroll.run.crew.learner import Learner, Start
+from filmroll.run.crew.learner import Learner
 from filmroll.run.crew.players import Players
 from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import Here, Member, Starter, engine_names
+from filmroll.run.members.member import Here, Member, Starter, engine_names, trainer_names
+from filmroll.run.members.trainer_nodes import start_trainer
 
 
 class Crew:
@@ -62,7 +63,7 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
         config = run.config()
         starter: Starter = Here(run, config)
         if apart:
-            names = [*engine_names(config), "trainer", "worker"]
+            names = [*engine_names(config), *trainer_names(config), "worker"]
             starter = await stack.enter_async_context(opened_gate(run, config, names))
         engines = await started_engines(run, config, stack, starter)
         learner = await started_learner(run, config, stack, starter)
@@ -94,7 +95,7 @@ async def started_players(
     run: RunDirectory, config: Config, engines: Engines | Served, stack: AsyncExitStack, starter: Starter | None = None
 ) -> Players:
     """Those engines and a worker, which is being started; it ends with the stack."""
-    players = Players(run, config, engines, _starting("worker", starter or Here(run, config)))
+    players = Players(run, config, engines, lambda: (starter or Here(run, config)).start("worker", 0))
     await players.start()
     stack.push_async_callback(players.stop)
     return players
@@ -104,11 +105,7 @@ async def started_learner(
     run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter | None = None
 ) -> Learner:
     """The run's trainer, being started; it ends with the stack."""
-    learner = Learner(run, config, _starting("trainer", starter or Here(run, config)))
+    learner = Learner(run, config, lambda: start_trainer(starter or Here(run, config), config))
     await learner.start()
     stack.push_async_callback(learner.stop)
     return learner
-
-
-def _starting(role: str, starter: Starter) -> Start:
-    return lambda: starter.start(role, 0)

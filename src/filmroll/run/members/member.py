@@ -31,6 +31,9 @@ class Member(Protocol):
     def lost(self, circumstance: str = "") -> FilmrollError:
         """What to raise once it is gone: a RunError, or a DiskFullError, after which it is not started again."""
 
+    def last_words(self) -> str:
+        """What it last said, if anything."""
+
     async def endpoint(self) -> str:
         """Where it can be spoken to, once it can be."""
 
@@ -45,7 +48,10 @@ class Starter(Protocol):
     """Whoever starts the processes of a run."""
 
     async def start(self, name: str, seed: int) -> Member:
-        """The process of that name, which may not be there yet. The seed is an engine's."""
+        """The process of that name, which may not be there yet.
+
+        The seed is an engine's; or what the nodes of a trainer know each other by.
+        """
 
 
 class Here:
@@ -59,14 +65,31 @@ class Here:
         role = role_of(name)
         if role == "engine":
             return await start_engine(name, self._run, self._config, seed)
-        return await Process.start(name, role_command(role, self._run, name), self._run)
+        process = await Process.start(name, [*role_command(role, self._run, name), "--seed", str(seed)], self._run)
+        if role == "trainer" and self._config.trainer.nodes > 1:
+            # It may have to wait for another node before it can begin.
+            process.patience += self._config.cluster.patience_s
+        return process
 
 
 def engine_names(config: Config) -> list[str]:
-    number = config.engine.replicas
-    return ["engine"] if number == 1 else [f"engine-{one}" for one in range(number)]
+    return _names("engine", config.engine.replicas)
+
+
+def trainer_names(config: Config) -> list[str]:
+    """One for each of its nodes."""
+    return _names("trainer", config.trainer.nodes)
+
+
+def names_of(role: str, config: Config) -> list[str]:
+    """Under which names a role's processes come."""
+    return {"engine": engine_names, "trainer": trainer_names}.get(role, lambda _: [role])(config)
 
 
 def role_of(name: str) -> str:
     """`engine` for `engine-1`."""
     return name.partition("-")[0]
+
+
+def _names(role: str, number: int) -> list[str]:
+    return [role] if number == 1 else [f"{role}-{one}" for one in range(number)]

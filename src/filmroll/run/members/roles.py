@@ -18,11 +18,12 @@ from filmroll.rollout.worker import RolloutTask, Worker
 from filmroll.run.config import TINY, Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.engine_config import EmbeddedEngineConfig
+from filmroll.run.members.meeting import meeting
 from filmroll.run.members.switchboard import Connect, Switchboard
 from filmroll.run.network import own_address
 from filmroll.run.processes.child import race
 from filmroll.run.processes.launch import announce, end_with_starter, role_command
-from filmroll.run.processes.torchrun import is_rank, saying_what_failed, start_ranks
+from filmroll.run.processes.torchrun import heads_node, is_rank, saying_what_failed, start_ranks
 from filmroll.train.step import TrainStep
 from filmroll.wire.channel import Listener
 from filmroll.wire.transport import Codec, open_receiver
@@ -98,18 +99,22 @@ async def _serve_worker(run: RunDirectory, name: str, config: Config) -> None:
     await listener.serve()
 
 
-def run_trainer(run: RunDirectory, name: str) -> None:
-    """Take the optimizer steps that the orchestrator asks for, in one process or in those that torchrun starts."""
+def run_trainer(run: RunDirectory, name: str, sign: int = 0) -> None:
+    """Take the optimizer steps that the orchestrator asks for, in one process or in those that torchrun starts.
+
+    On several machines, they know each other by the sign.
+    """
     config = run.config()
-    if config.trainer.ranks > 1 and not is_rank():
-        start_ranks(config.trainer.ranks, role_command("trainer", run, name)[1:])
-        return
     end_with_starter()
+    if config.trainer.ranks > 1 and not is_rank():
+        place = meeting(run, config, int(name.rpartition("-")[2]), sign) if config.trainer.nodes > 1 else None
+        start_ranks(config.trainer.ranks, role_command("trainer", run, name)[1:], place)
+        return
     saying_what_failed(lambda: _train(run, name, config))
 
 
 def _train(run: RunDirectory, name: str, config: Config) -> None:
-    from filmroll.train.learning.ranks import Ranks
+    from filmroll.train.learning.ranks import GRACE, Ranks
     from filmroll.train.learning.trainer import Trainer
     from filmroll.train.process.team import Team
 
@@ -119,7 +124,8 @@ def _train(run: RunDirectory, name: str, config: Config) -> None:
         Carried(family) if config.multimodal.mode == "processed" else materializer(run, config, family),
         config.trainer,
         config.loss,
-        Ranks.join(config.trainer.device),
+        # A machine that was lost is not heard; one that has lost it says nothing until that is noticed.
+        Ranks.join(config.trainer.device, GRACE + (config.cluster.silence_s if config.trainer.nodes > 1 else 0.0)),
         may_miss=config.multimodal.may_miss,
         reference=_reference(run, config, family),
     )
@@ -132,8 +138,11 @@ def _train(run: RunDirectory, name: str, config: Config) -> None:
     )
     if trainer.ranks.leads:
         asyncio.run(_serve_trainer(run, name, config, team))
-    else:
-        team.follow()
+        return
+    if heads_node():
+        # Nobody speaks to it, but somebody waits until it is there.
+        announce(run, name, f"rank {trainer.ranks.rank}")
+    team.follow()
 
 
 async def _serve_trainer(run: RunDirectory, name: str, config: Config, team: Team) -> None:

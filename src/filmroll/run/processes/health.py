@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import aiohttp
 
-LOOPBACK = "127.0.0.1"
+from filmroll.run.network import LOOPBACK
+
 _EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - who listens at all addresses is asked at one
 _POLL = 0.2
 _ANSWER = aiohttp.ClientTimeout(total=10)

@@ -21,6 +21,7 @@ from filmroll.run.processes.variables import launched_variables
 
 _POLL = 0.05
 _PATIENCE = 300.0
+"""Seconds in which a process has to be ready."""
 _LAST_WORDS = 5.0
 
 
@@ -37,6 +38,7 @@ class Process(Child):
     def __init__(self, name: str, run: RunDirectory, process: asyncio.subprocess.Process, leash: int) -> None:
         self.run = run
         self.log = _log(run, name)
+        self.patience = _PATIENCE
         self.remedy = f"`filmroll train --resume {run.path}` goes on from the last checkpoint"
         super().__init__(name, process, self._last_line, leash)
 
@@ -56,10 +58,12 @@ class Process(Child):
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""
-        latest = time.monotonic() + _PATIENCE
+        latest = time.monotonic() + self.patience
         while (endpoint := announced(self.run, self.name)) is None:
             if time.monotonic() > latest:
-                raise RunError(f"process {self.name} is not ready after {_PATIENCE:.0f} s", private=self.last_words())
+                raise RunError(
+                    f"process {self.name} is not ready after {self.patience:.0f} s", private=self.last_words()
+                )
             await self.watch(asyncio.sleep(_POLL))
         return endpoint
 

@@ -24,7 +24,7 @@ from filmroll.wire.packed import Failure, failure, pack, raised, unpack
 PATIENCE = datetime.timedelta(minutes=10)
 """How long a rank in the middle of a step waits for another that is alive and says nothing."""
 _FOR_AN_ORDER = datetime.timedelta(days=365)
-_GRACE = 20.0
+GRACE = 20.0
 """Seconds in which whoever started the ranks ends those that have lost one."""
 _ERRORS = {kind.code: kind for kind in every_error()}
 _log = logging.getLogger(__name__)
@@ -37,23 +37,28 @@ class Ranks:
     they are `out_of_step`: this process has to end, and whoever started them ends the others.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, orders: Any = None) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, orders: Any = None, grace: float = GRACE) -> None:
         self.rank = rank
         self.count = count
         self.out_of_step = False
         self._orders = orders
+        self._grace = grace
         self._agreed: BaseException | None = None
 
     @classmethod
-    def join(cls, device: str = "cpu") -> Ranks:
-        """Meet the others, if torchrun has started this process: the environment says who they are."""
+    def join(cls, device: str = "cpu", grace: float = GRACE) -> Ranks:
+        """Meet the others, if torchrun has started this process: the environment says who they are.
+
+        `grace` is how long one that has lost another waits to be ended before it speaks.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_FOR_AN_ORDER))
+        orders = dist.new_group(backend="gloo", timeout=_FOR_AN_ORDER)
+        return cls(dist.get_rank(), dist.get_world_size(), orders, grace)
 
     @property
     def leads(self) -> bool:
@@ -139,7 +144,7 @@ class Ranks:
             if not _lost_another(error):
                 raise
             _log.exception("rank %d has lost another", self.rank)
-            time.sleep(_GRACE)
+            time.sleep(self._grace)
             raise TrainingError(
                 "a process of the trainer was lost, or did not answer in time",
                 remedy="The trainer's log says which",
