@@ -13,14 +13,19 @@ from filmroll.rollout.client import generate_request
 from filmroll.rollout.modes import open_renderer
 from filmroll.wire.generate import SamplingParams, encode
 from tests.store.pictures import noise
+from tests.train.every_case import CASES
 
 PICTURES = [noise(40, 60, seed=1), noise(64, 32, seed=2)]
+SPEECHLESS = {"kimi_k25", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"}
+"""Tiny checkpoints whose tokenizers lack what the library's renderers write."""
 MESSAGES = [{"role": "user", "content": [{"type": "image", "image": picture} for picture in PICTURES]}]
 
 
-def test_every_mode_gives_the_same_prompt(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", sorted(CASES.keys() - SPEECHLESS))
+def test_every_mode_gives_the_same_prompt(case: str, tmp_path: Path) -> None:
+    CASES[case].build(tmp_path / "model")
     renderers: dict[Any, Any] = {
-        mode: open_renderer(tiny_model, "" if mode == "inline" else tmp_path / mode, multimodal=mode)
+        mode: open_renderer(tmp_path / "model", "" if mode == "inline" else tmp_path / mode, multimodal=mode)
         for mode in ("raw", "inline", "processed")
     }
     prompts = {mode: renderer.render(MESSAGES) for mode, renderer in renderers.items()}
@@ -34,10 +39,16 @@ def test_every_mode_gives_the_same_prompt(tiny_model: Path, tmp_path: Path) -> N
     assert prompts["processed"].features.keys() == expected.keys()
     for name, array in prompts["processed"].features.items():
         np.testing.assert_array_equal(array, expected[name])
-    longer = renderers["processed"].bridge(prompts["processed"], [65, renderers["raw"].stop_token_ids[0]], MESSAGES)
+
+
+def test_tensors_stay_beside_the_renderer(tiny_model: Path, tmp_path: Path) -> None:
+    """They grow with the conversation; what goes to an engine is the reference."""
+    renderer = open_renderer(tiny_model, tmp_path, multimodal="processed")
+    prompt = renderer.render(MESSAGES)
+    longer = renderer.bridge(prompt, [65, renderer.stop_token_ids[0]], MESSAGES)
+    assert longer is not None
     assert len(longer.features["image_grid_thw"]) == 4
-    # Tensors are for the loop beside the renderer: what goes to an engine is the reference.
-    assert b"pixel_values" not in encode(generate_request(prompts["processed"], SamplingParams()))
+    assert b"pixel_values" not in encode(generate_request(prompt, SamplingParams()))
 
 
 def test_tensors_are_of_verified_images(tiny_model: Path, tmp_path: Path) -> None:
