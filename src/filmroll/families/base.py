@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -103,6 +104,8 @@ class Family(ABC):
     """The `model_type`s of config.json that the family covers."""
     vllm_modality: ClassVar[str | None] = None
     """What vLLM calls pictures of this family, where that is not `image`."""
+    vllm_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """What vLLM's model calls arrays of the family, where it has other names for them."""
     fingerprint: str
     first_fingerprint: str | None = None
     """What the oldest references of other systems have in its place; None where they know no such family."""

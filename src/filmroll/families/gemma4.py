@@ -9,8 +9,9 @@ merges those patches itself. Placeholder: begin of image, the soft tokens, end o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import numpy as np
@@ -74,6 +75,7 @@ class Gemma4Settings(Tones):
 class Gemma4(Family):
     name = "gemma4"
     model_types: ClassVar[tuple[str, ...]] = tuple(PROCESSORS)
+    vllm_names: ClassVar[Mapping[str, str]] = MappingProxyType({"image_position_ids": "pixel_position_ids"})
 
     def __init__(self, settings: Gemma4Settings, *, placeholders: Placeholders, ends: tuple[int, int]) -> None:
         """`ends` are the tokens before and after the soft tokens of an image."""

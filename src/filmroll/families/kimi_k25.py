@@ -8,8 +8,9 @@ Placeholder: one token per merge x merge patches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -75,6 +76,7 @@ class KimiK25(Family):
     name = "kimi_k25"
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
     vllm_modality: ClassVar[str | None] = "vision_chunk"
+    vllm_names: ClassVar[Mapping[str, str]] = MappingProxyType({"image_grid_thw": "grid_thws"})
 
     def __init__(self, settings: KimiSettings, *, placeholders: Placeholders) -> None:
         self.settings = settings

@@ -20,7 +20,7 @@ from filmroll.engine.statistics import Statistics, shared_statistics
 from filmroll.engine.vllm import inside
 from filmroll.engine.vllm.identity import identity
 from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
-from filmroll.errors import ConfigError, FilmrollError, PlacementError, RequestError
+from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PlacementError, RequestError
 from filmroll.families import Family, load_family
 from filmroll.families.base import Arrays
 from filmroll.families.recipe import Backend
@@ -209,11 +209,13 @@ class References:
 
     def _values(self, levels: Arrays, family: Family) -> Arrays:
         if not self.server.normalizes:
-            return family.normalized(levels)
-        return {
-            name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
-            for name, array in levels.items()
-        }
+            values = family.normalized(levels)
+        else:
+            values = {
+                name: normalize(array, UNCHANGED, family.cut) if array.dtype == np.uint8 else array
+                for name, array in levels.items()
+            }
+        return {family.vllm_names.get(name, name): array for name, array in values.items()}
 
 
 def _check_id(request: Any) -> None:
@@ -255,8 +257,10 @@ def _materializers(model: str, store: Store, settings: Settings) -> dict[str, Ma
     for backend in (None, *get_args(Backend)):
         try:
             family = load_family(model, backend=backend)
-        except ConfigError:
-            # This family knows only one backend.
+        except (CheckpointError, ConfigError):
+            if backend is None:
+                raise
+            # This family knows only one backend, or this checkpoint's filter is none of the other's.
             continue
         if family.recipe not in found:
             features = settings.open_features(family)
