@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 VLLM_VENV := $(VENV)-vllm$(addprefix -,$(VLLM))
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm reliability attacks bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -44,6 +44,9 @@ test-slurm: $(READY)  ## runs as jobs of a real SLURM over two hosts, which is i
 
 test-vllm: $(READY) $(VLLM_VENV)/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own; VLLM=0.31.0 takes the oldest that will do
 	FILMROLL_TEST_VLLM=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
+
+test-vllm-families: $(READY) $(VENV)-vllm/.ready  ## references in a vLLM server for each model type, a start each; ten minutes
+	$(BIN)/python -m pytest -m vllm_families --timeout 900 tests/vllm/test_every_family.py
 
 $(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py
 	$(BIN)/python -m tests.vllm.environment $(@D)

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
 from filmroll.families import load_family
 from filmroll.store import Store, open_store
-from tests.families.cases import idefics3
-from tests.families.cases.checkpoints import TEXT_SIDE
 from tests.store.servers.endpoint import BUCKET, S3Server
 from tests.store.servers.moto import started_moto
 from tests.vllm.conversations import Desk
 from tests.vllm.serving import CONNECTED, Server, serving
-
-WIDE_HEADS = {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-"""vLLM's attention on CPUs has no narrower ones."""
+from tests.vllm.tiny_models import MODELS
 
 
 def desk_of(model: Path, folder: Path, store: Store, *, start: tuple[int, ...] = (), end: tuple[int, ...] = ()) -> Desk:
@@ -68,8 +63,7 @@ def bucket() -> Iterator[S3Server]:
 def tiled_desk(bucket: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """Idefics3, which cuts pictures into tiles, its images in a bucket."""
     folder = tmp_path_factory.mktemp("tiled")
-    with patch.dict(TEXT_SIDE, WIDE_HEADS):
-        idefics3.CASES[0].build(folder / "model")
+    MODELS["idefics3"](folder / "model")
     # As released, it writes the space that a model says first: no turn could be extended as it was said.
     template = folder / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("' ' + part.text", "part.text"))

@@ -68,6 +68,18 @@ class Desk:
             }
         }
 
+    def after(self, body: Body, said: Sequence[int], more: Body) -> Body:
+        """The conversation that goes on: what was asked, what was said, and what is asked then."""
+        start = len(body["token_ids"]) + len(said)
+        features = {
+            name: {"image": [*body["features"][name]["image"], *more["features"][name]["image"]]}
+            for name in ("mm_hashes", "kwargs_data")
+        }
+        moved = [span | {"offset": start + span["offset"]} for span in more["features"]["mm_placeholders"]["image"]]
+        places = {"image": [*body["features"]["mm_placeholders"]["image"], *moved]}
+        tokens = [*body["token_ids"], *said, *more["token_ids"]]
+        return more | {"token_ids": tokens, "features": features | {"mm_placeholders": places}}
+
     @contextmanager
     def hidden(self, picture: ImageRef) -> Iterator[None]:
         """The stored image is not there meanwhile."""

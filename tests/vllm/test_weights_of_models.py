@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -18,28 +17,16 @@ from safetensors.torch import load_file, save_file
 from filmroll.engine.weights import FILE, version_folder, write_weights
 from filmroll.families.tiny import build_tiny_model
 from filmroll.store import open_store
-from tests.families.cases import EVERY_CASE
-from tests.families.cases.checkpoints import TEXT_SIDE
-from tests.families.cases.qwen_vl import MROPE
 from tests.vllm.breaking import PATH as BREAK
-from tests.vllm.conftest import WIDE_HEADS, desk_of
+from tests.vllm.conftest import desk_of
 from tests.vllm.conversations import Desk
 from tests.vllm.serving import Server, serving
 from tests.vllm.test_agreement import TOLERANCE
 from tests.vllm.test_weights import FLAGS, INFO, UPDATE, assert_predicted, update, wait_for
+from tests.vllm.tiny_models import case
 from tests.vllm.trainer import Trainer
 
 pytestmark = pytest.mark.vllm
-
-
-def case(name: str) -> Callable[[Path], object]:
-    (found,) = (case for case in EVERY_CASE if case.name == name)
-
-    def build(folder: Path) -> None:
-        with patch.dict(TEXT_SIDE, WIDE_HEADS), patch.dict(MROPE, mrope_section=[6, 5, 5]):
-            found.build(folder)
-
-    return build
 
 
 def tied(build: Callable[[Path], object]) -> Callable[[Path], object]:

@@ -75,7 +75,7 @@ def _text(vocabulary: int) -> dict[str, Any]:
         **TEXT_SIDE,
         "vocab_size": vocabulary,
         "layer_types": ["sliding_attention", "full_attention"],
-        "global_head_dim": 16,
+        "global_head_dim": TEXT_SIDE["head_dim"],
         "sliding_window": 64,
         "use_bidirectional_attention": "vision",
         "pad_token_id": 0,
