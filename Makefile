@@ -17,7 +17,7 @@ demo-control: $(READY)  ## the same run with blank images: it must stay at chanc
 demo-vllm: $(READY) $(VENV)-vllm/.ready  ## the same run, sampled by vLLM on the CPU
 	HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_NO_USAGE_STATS=1 $(BIN)/filmroll train examples/color_codeword_vllm.toml
 
-demo-tests: $(READY) $(VENV)-vllm/.ready  ## the demo on seeds 0 to 4, with vLLM, its control, and a kill in the middle; about half an hour
+demo-tests: $(READY) $(VENV)-vllm/.ready  ## the demo on seeds 0 to 4, with vLLM, in more processes, its control, and killed in every way; about an hour
 	$(BIN)/python -m pytest -m demo -s tests/demo
 
 test: lint check  ## lint and all tests

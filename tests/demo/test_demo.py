@@ -1,4 +1,7 @@
-"""The demo as a newcomer runs it, on every seed, with its control, and killed in the middle. `make demo-tests`."""
+"""The demo as a newcomer runs it, on every seed, in more processes, with its control, and killed in the middle.
+
+`make demo-tests`.
+"""
 
 import json
 import os
@@ -10,10 +13,11 @@ import time
 
 import pytest
 
+from tests.run.test_train import rows
 from tests.vllm.environment import ROOT
 from tests.vllm.serving import ENVIRONMENT, PYTHON
 
-pytestmark = [pytest.mark.demo, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(3600)]
 EXAMPLE = ROOT / "examples" / "color_codeword.toml"
 VLLM = ROOT / "examples" / "color_codeword_vllm.toml"
 GOAL = 0.90
@@ -31,26 +35,37 @@ def rewards(directory):
     ]
 
 
+def check_it_has_learnt(directory, began, what):
+    seconds, every = time.monotonic() - began, rewards(directory)
+    reached = statistics.fmean(every[-10:])
+    print(f"{what}: mean reward {reached:.3f} over the last 10 of {len(every)} steps, {seconds:.0f} s")
+    assert reached >= GOAL
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_learns_on_every_seed(tmp_path, seed):
-    run = tmp_path / "run"
-    started = time.monotonic()
+    run, began = tmp_path / "run", time.monotonic()
     subprocess.run(command("train", EXAMPLE, "--seed", seed, "--run.directory", run), check=True)
-    seconds = time.monotonic() - started
-    reached = statistics.fmean(rewards(run)[-10:])
-    print(f"seed {seed}: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps, {seconds:.0f} s")
-    assert reached >= GOAL
+    check_it_has_learnt(run, began, f"seed {seed}")
+
+
+def test_it_learns_with_two_trainer_processes_and_two_engines(tmp_path):
+    run, began = tmp_path / "run", time.monotonic()
+    flags = ("--trainer.ranks", 2, "--engine.replicas", 2, "--run.directory", run)
+    subprocess.run(command("train", EXAMPLE, *flags), check=True)
+    check_it_has_learnt(run, began, "2 ranks, 2 engines")
+    trained = rows(run, "rl")
+    assert {"engine-0", "engine-1"} < set(trained[-1]["memory"])
+    assert len(list(max((run / "checkpoints").iterdir()).glob("shard-*.safetensors"))) == 2
+    # The ranks hold one policy, and the engines sample by it.
+    assert max(row["logprob_gap_max"] or 0 for row in trained) < 1e-3
 
 
 def test_it_learns_with_vllm(tmp_path):
-    run, vllm = tmp_path / "run", PYTHON.with_name("vllm")
+    run, vllm, began = tmp_path / "run", PYTHON.with_name("vllm"), time.monotonic()
     flags = ("--engine.command", vllm, "--run.directory", run)
-    started = time.monotonic()
     subprocess.run(command("train", VLLM, *flags), check=True, env=os.environ | ENVIRONMENT)
-    seconds = time.monotonic() - started
-    reached = statistics.fmean(rewards(run)[-10:])
-    print(f"vLLM: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps, {seconds:.0f} s")
-    assert reached >= GOAL
+    check_it_has_learnt(run, began, "vLLM")
 
 
 def test_blank_pictures_teach_nothing(tmp_path):
@@ -61,13 +76,11 @@ def test_blank_pictures_teach_nothing(tmp_path):
 
 
 def test_a_kill_in_the_middle_costs_nothing(tmp_path):
-    run = tmp_path / "run"
+    run, began = tmp_path / "run", time.monotonic()
     with subprocess.Popen(command("train", EXAMPLE, "--run.directory", run)) as first:
         while not (run / "metrics.jsonl").exists() or len(rewards(run)) < 65:
             assert first.poll() is None
             time.sleep(0.2)
         os.kill(first.pid, signal.SIGKILL)
     subprocess.run(command("train", "--resume", run), check=True)
-    reached = statistics.fmean(rewards(run)[-10:])
-    print(f"killed at step 65 and resumed: mean reward {reached:.3f} over the last 10 of {len(rewards(run))} steps")
-    assert reached >= GOAL
+    check_it_has_learnt(run, began, "killed at step 65 and resumed")

@@ -191,10 +191,11 @@ class Orchestrator:
                 "total": done - started,
             },
         }
-        self._note(row)
         if step % self._config.run.record_every == 0 or step == self._config.rl.steps - 1:
             records = [rollout_record(one.trajectory, step, self._tokenizer) for one in gathered.rollouts]
             self._run.record(step, records)
+        # Last: over files, a resumed run does not play again what is noted.
+        self._note(row)
         return progress
 
     async def _gather(self, step: int) -> Gathered:
