@@ -8,24 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import pytest
 
-from filmroll.families import load_family
 from filmroll.materialize import Materializer
 from filmroll.run.config import Config, load_config
 from filmroll.run.directory import RunDirectory
-from filmroll.store import open_store
 from filmroll.train.loading.processed import with_images
 from filmroll.train.step import Ask, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
 from filmroll.wire.receipt import Receipt
-from filmroll.wire.training import MicroBatch, PlacedImage
+from filmroll.wire.training import MicroBatch
 from filmroll.wire.transport import Codec, Window, open_sender
 from tests.run.test_train import EXAMPLE, rows, train, wait_until
-from tests.store.pictures import noise
-from tests.train.conftest import sample
+from tests.train.every_case import SHOWN, Ground
 
 TRAINER = """
 import sys
@@ -61,14 +56,15 @@ def test_a_processed_run_learns_what_a_raw_one_does(tiny_model: Path, tmp_path: 
         assert "pixel_values" not in record.read_text()
 
 
-def test_its_trainer_opens_no_store(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["llava_onevision", "tiny"])
+def test_its_trainer_opens_no_store(case: str, tmp_path: Path) -> None:
     """The trainer's process, in a run whose store nobody can reach."""
-    chosen = ["--model", str(tiny_model), "--run.directory", str(tmp_path / "run"), "--transport.kind", "files"]
+    ground = Ground.of(case, tmp_path)
+    chosen = ["--model", str(ground.folder), "--run.directory", str(tmp_path / "run"), "--transport.kind", "files"]
     nowhere = ["--multimodal.mode", "processed", "--multimodal.store", "s3://nowhere/images"]
     run = RunDirectory.create(load_config(EXAMPLE, [*chosen, *nowhere]))
-    family, store = load_family(tiny_model), open_store(tmp_path / "images")
-    images = [family.describe(store.put(noise(40, 60, seed=seed))) for seed in (1, 2)]
-    work = TrainStep(1e-3, 0, [MicroBatch([[shown(images, family)]])])
+    images = Materializer(ground.store, ground.family)
+    work = with_images(TrainStep(1e-3, 0, [MicroBatch(ground.rows)]), images)
     command = [sys.executable, "-c", TRAINER, str(run.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trainer:
         try:
@@ -76,20 +72,10 @@ def test_its_trainer_opens_no_store(tiny_model: Path, tmp_path: Path) -> None:
             wait_until(lambda: announced.exists() or trainer.poll() is not None)
             assert trainer.poll() is None, trainer.communicate()[1]
             endpoint = json.loads(announced.read_text())["endpoint"]
-            report = asyncio.run(trained(endpoint, with_images(work, Materializer(store, family))))
+            report = asyncio.run(trained(endpoint, work))
         finally:
             trainer.kill()
-    assert report.receipt == Receipt(2, 2, 2, 2)
-
-
-def shown(images, family):
-    """A sample that shows these images."""
-    ids = np.concatenate([[1, 2], *(np.append(family.expansion(image), 3) for image in images), [4, 5]])
-    offsets = np.cumsum([2, *(image.tokens + 1 for image in images)])[:-1]
-    placed = [PlacedImage(image, int(offset)) for image, offset in zip(images, offsets, strict=True)]
-    trained = (ids < 100).astype(np.uint8)
-    made = sample(len(ids), token_ids=ids.astype(np.int32), trained=trained)
-    return msgspec.structs.replace(made, images=placed)
+    assert report.receipt == Receipt(*[sum(map(len, SHOWN))] * 4)
 
 
 async def trained(endpoint: str, work: TrainStep) -> StepReport:
