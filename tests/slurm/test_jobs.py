@@ -101,6 +101,12 @@ class Job:
         (found,) = (one for one in psutil.process_iter(["cmdline"]) if self._is(one.info["cmdline"] or (), words))
         return found
 
+    def rank(self, number):
+        """The environment of that rank of the trainer."""
+        roles = [one for one in psutil.process_iter(["cmdline"]) if self._is(one.info["cmdline"] or (), ["trainer"])]
+        (found,) = (told for told in (one.environ() for one in roles) if told.get("RANK") == str(number))
+        return found
+
     def _is(self, line, words):
         return line[1:3] == ["-m", "filmroll"] and set(words) <= set(line) and str(self.folder) in line
 
@@ -126,6 +132,22 @@ def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
     hosts = {event["process"]: event["host"].partition(",")[0] for event in job.events("joined")}
     assert hosts == {"trainer": "n1", "worker": "n1", "engine-0": "n2", "engine-1": "n2"}
     assert "mean reward over the last" in job.log()
+
+
+def test_a_trainer_with_a_rank_on_either_host_comes_to_its_end(slurm, tmp_path, model):
+    job = Job(slurm, tmp_path / "run", model, "--rl.steps", "12", "--trainer.ranks", "2", "--trainer.nodes", "2")
+    job.until(lambda: len(job.events("joined")) == 5)
+    job.until(lambda: job.steps() >= 1)
+    for rank in (0, 1):
+        told = job.rank(rank)
+        assert told["CUDA_VISIBLE_DEVICES"] == "0"
+        assert (told["LOCAL_RANK"], told["GLOO_SOCKET_IFNAME"]) == ("0", "eth0")
+        assert told["MASTER_ADDR"] == "10.77.0.11"
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    job.whole(12)
+    hosts = {event["process"]: event["host"].partition(",")[0] for event in job.events("joined")}
+    assert hosts == {"trainer-0": "n1", "trainer-1": "n2", "worker": "n1", "engine-0": "n1", "engine-1": "n2"}
+    assert len(list(max((job.folder / "checkpoints").iterdir()).glob("*.safetensors"))) == 2
 
 
 def test_what_is_cancelled_leaves_no_process_and_can_go_on(slurm, tmp_path, model):
