@@ -33,7 +33,7 @@ class Examples:
             if self._last_alone:
                 before = self._before_last(conversation, rendered)
                 learnt[:before] = [False] * before
-            return demonstrated(name, rendered, learnt)
+            return demonstrated(name, rendered, learnt, self._renderer)
         except FilmrollError as error:
             raise error.about(name) from error
 
@@ -50,16 +50,20 @@ class Examples:
         return len(before)
 
 
-def demonstrated(name: str, rendered: Rendered, learnt: list[bool]) -> Trajectory:
+def demonstrated(name: str, rendered: Rendered, learnt: list[bool], renderer: Renderer) -> Trajectory:
     """A rendered conversation as a trajectory in which the tokens that are learnt count as sampled."""
     trajectory = Trajectory(name, rendered.family.placeholders.pad)
     images = iter(rendered.images)
     at = ROOT
     end = max((place + 1 for place, taught in enumerate(learnt) if taught), default=0)
     # What stands behind the last answer teaches nothing.
-    for taught, run in groupby(zip(rendered.logical[:end], learnt[:end], strict=True), key=lambda one: one[1]):
+    runs = groupby(zip(rendered.logical[:end], learnt[:end], strict=True), key=lambda one: one[1])
+    written = 0
+    for taught, run in runs:
         tokens = [token for token, _ in run]
+        written += len(tokens)
         if taught:
+            tokens = renderer.ended(tokens) if written == end else tokens
             at = trajectory.add_sampled(
                 at, tokens, [0.0] * len(tokens), temperature=1.0, version=-1, finish_reason="demonstration"
             )

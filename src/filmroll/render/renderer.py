@@ -143,6 +143,11 @@ class Renderer:
     def stop_token_ids(self) -> list[int]:
         return self._text.stop_token_ids
 
+    def ended(self, answer: list[int]) -> list[int]:
+        """The answer with a token that ends it: some templates write one only when somebody else speaks."""
+        stops = self.stop_token_ids
+        return answer if answer[-1] in stops else [*answer, stops[0]]
+
     def _describe(self, stored: Sequence[Message]) -> list[ImageDescriptor]:
         return [self.family.describe(image) for image in images_of(stored)]
 

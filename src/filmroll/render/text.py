@@ -63,6 +63,7 @@ class LibraryText:
     def __init__(self, renderer: Any, tokenizer: TextTokenizer) -> None:
         self._renderer = renderer
         self._tokenizer = tokenizer
+        self._given = self._begun_for_it()
 
     @classmethod
     def load(
@@ -101,7 +102,13 @@ class LibraryText:
         made = self._renderer.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, process_multimodal=False
         )
-        return Tokens(made.token_ids, list(made.sampled_mask))
+        ids, sampled = list(made.token_ids), list(made.sampled_mask)
+        for start in [place for place, one in enumerate(sampled) if one and not (place and sampled[place - 1])]:
+            for place, given in enumerate(self._given, start):
+                if ids[place : place + 1] != [given]:
+                    break
+                sampled[place] = False
+        return Tokens(ids, sampled)
 
     def extend(
         self,
@@ -126,6 +133,17 @@ class LibraryText:
         calls = [ToolCall(one.name, one.arguments, one.id) for one in said.tool_calls if _is_whole(one)]
         broken = [self._written(ids, one) for one in said.tool_calls if not _is_whole(one)]
         return Answer(said.content, reasoning=said.reasoning_content, tool_calls=calls, broken_calls=broken)
+
+    def _begun_for_it(self) -> list[int]:
+        """What prompts write of an answer: where reasoning begins, or that there is none.
+
+        The library counts it among what was sampled.
+        """
+        asked: list[Message] = [{"role": "user", "content": "x"}]
+        answered = self._renderer.render([*asked, {"role": "assistant", "content": "x"}])
+        prompt = self._renderer.render(asked, add_generation_prompt=True)
+        ids: list[int] = prompt.token_ids[list(answered.sampled_mask).index(True) :]
+        return ids
 
     def _written(self, ids: list[int], call: Any) -> str:
         """A call as the model wrote it, marks and all where the library says where they are."""

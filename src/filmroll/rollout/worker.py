@@ -120,7 +120,7 @@ class Worker:
         tokens = [token for token, sampled in zip(rendered.logical, rendered.sampled, strict=True) if sampled]
         if not tokens:
             raise RenderError("the text renderer does not say which tokens of an answer are sampled")
-        return tokens
+        return self.renderer.ended(tokens)
 
 
 class _Play:
