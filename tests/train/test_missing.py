@@ -104,7 +104,7 @@ def test_it_counts_in_no_loss_whatever(trainer: Trainer, album: list[ImageDescri
     lose(album[1])
     loader = Loader(fresh(trainer._loader._images), trainer.model, CONFIG, may_miss=1.0)
     micro_batch = MicroBatch([[gone, whole], [gone]])
-    loader.begin(TrainStep(0.0, 0, [micro_batch]))
+    loader.begin(TrainStep(0.0, 0, [micro_batch]), 3)
     batch = loader.load(micro_batch)
     assert batch.owners.tolist() == [1] * 4
     assert (batch.masked, len(batch.missing)) == (2, 2)
@@ -211,7 +211,7 @@ def test_what_stands_in_has_the_same_grid_and_is_in_no_cache(trainer: Trainer, s
         lose(image)
         album = Album(cached, 1.0)
         sample = showing(trainer.family, "s", [image])
-        album.begin([sample])
+        album.begin(1)
         developed = album.develop(MicroBatch([[sample]]))
         assert developed.pictures[0].identity != image.identity
         assert (cached.cache_counts().items, cached.cache_counts().nbytes) == (0, 0)

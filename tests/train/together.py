@@ -67,14 +67,15 @@ def work(store: Store, family: Family, number: int, *, pictures: int = 4, count:
     return TrainStep(RATE, number, plan(samples, family, CONFIG).micro_batches)
 
 
-def step_without(store: Store, family: Family, number: int) -> TrainStep:
-    """A step of which an image is gone that rank 1 alone is given."""
+def step_without(store: Store, family: Family, number: int, *of: int) -> TrainStep:
+    """A step of which an image is gone that rank 1 alone is given, or one of each of these ranks."""
     made = work(store, family, number)
     shown = [
         {image.descriptor.image.uri for batch in part for image in batch.images}
         for part in deal(made.micro_batches, Costs(family), 2)
     ]
-    Path(min(shown[1] - shown[0]).removeprefix("file://")).unlink()
+    for rank in of or (1,):
+        Path(min(shown[rank] - shown[1 - rank]).removeprefix("file://")).unlink()
     return made
 
 
@@ -83,7 +84,8 @@ def team_of(told: dict[str, Any], ranks: Ranks) -> Team:
     objective = LossConfig(**told.get("objective", {}))
     reference = Reference(model) if objective.kl else None
     config = CONFIG.model_copy(update=told.get("dress", {}))
-    trainer = Trainer(model, Materializer(store, load_family(model)), config, objective, ranks, reference=reference)
+    images, may_miss = Materializer(store, load_family(model)), told.get("may_miss", 0.0)
+    trainer = Trainer(model, images, config, objective, ranks, may_miss=may_miss, reference=reference)
     return Team(trainer, weights=place / "weights", checkpoints=place / "checkpoints", keep=2, shard_bytes=1 << 20)
 
 
@@ -97,6 +99,7 @@ def answers(told: dict[str, Any], team: Team) -> Iterator[Any]:
         "plain": lambda number: team.step(work(store, family, number, pictures=0)),
         "single": lambda number: team.step(work(store, family, number, count=2)),
         "lost": lambda number: team.step(step_without(store, family, number)),
+        "lost on both": lambda number: team.step(step_without(store, family, number, 0, 1)),
         "measure": lambda number: team.measure(work(store, family, number)),
         "save": lambda number: team.save(Progress(1, number)),
         "restore": lambda _: team.restore(),

@@ -22,7 +22,7 @@ from filmroll.train.learning.ranks import Ranks
 from filmroll.train.learning.reference import Reference
 from filmroll.train.learning.sharding import shard, whole
 from filmroll.train.learning.tally import Tally
-from filmroll.train.loading.album import Images
+from filmroll.train.loading.album import Images, check_share
 from filmroll.train.loading.loader import Batch, Loader
 from filmroll.train.loading.places import of_micro_batch
 from filmroll.train.step import Measured, StepReport, TrainerConfig, TrainStep
@@ -56,6 +56,7 @@ class Trainer:
         shard(self.model, vision_tower(self.model), self.ranks, config.device)
         self.optimizer = torch.optim.AdamW(trainable(self.model), betas=config.betas, weight_decay=config.weight_decay)
         self._loader = Loader(images, self.model, config, may_miss=may_miss)
+        self._may_miss = may_miss
 
     def step(self, work: TrainStep, trained: Trained | None = None) -> StepReport:
         """Accumulate gradients over the micro-batches, clip, update; the report is of all ranks.
@@ -74,9 +75,11 @@ class Trainer:
                 )
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
-        with closing(self._batches(work)) as batches:
+        with closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
                 self._accumulate(micro_batch, batch, work.version, trained, tally)
+        tally.lay_out(work.micro_batches, Costs(self.family))
+        tally = self._of_all(tally, trained)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)))
         with self.ranks.agreeing():
             if not math.isfinite(norm):
@@ -85,8 +88,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self.optimizer.step()
-        tally.lay_out(work.micro_batches, Costs(self.family))
-        return self._of_all(tally).report(norm, time.perf_counter() - started)
+        return tally.report(norm, time.perf_counter() - started)
 
     def measure(self, work: TrainStep, trained: Trained | None = None) -> Measured:
         """The mean cross-entropy of a step that is not taken: model and optimizer stay as they are."""
@@ -95,28 +97,33 @@ class Trainer:
             if trained.tokens == 0:
                 raise TrainingError("there are no trained tokens to measure the loss of")
         tally = Tally()
-        with torch.no_grad(), closing(self._batches(work)) as batches:
+        with torch.no_grad(), closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
                 out, lost = self._forward(micro_batch, batch, trained)
                 tally.loss += float(lost.total)
                 tally.receipt += out.receipt
-        tally = self._of_all(tally)
+                tally.masked += batch.masked
+                tally.missing += batch.missing
+        tally = self._of_all(tally, trained)
         return Measured(tally.loss, trained.tokens, tally.receipt)
 
-    def _batches(self, work: TrainStep) -> Generator[tuple[MicroBatch, Batch]]:
+    def _batches(self, work: TrainStep, trained: Trained) -> Generator[tuple[MicroBatch, Batch]]:
         """The micro-batches one after the other, ready on every rank; else the error of one rank on all of them."""
         with ExitStack() as stack:
             with self.ranks.agreeing():
-                ready = stack.enter_context(self._loader.batches(work))
+                ready = stack.enter_context(self._loader.batches(work, trained.samples))
             for _ in work.micro_batches:
                 with self.ranks.agreeing():
                     at_hand = next(ready)
                 yield at_hand
 
-    def _of_all(self, tally: Tally) -> Tally:
-        """What all ranks have done."""
+    def _of_all(self, tally: Tally, trained: Trained) -> Tally:
+        """What all ranks have done; an error on all of them where they miss too many images together."""
         first, *others = (unpack(one, Tally) for one in self.ranks.gather(pack(tally)))
-        return sum(others, first)
+        whole = sum(others, first)
+        with self.ranks.agreeing():
+            check_share(whole.masked, trained.samples, self._may_miss, whole.missing)
+        return whole
 
     def _accumulate(self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, tally: Tally) -> None:
         out, lost = self._forward(micro_batch, batch, trained)

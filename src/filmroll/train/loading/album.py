@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -52,9 +52,9 @@ class Album:
         self._begun = self._masked = 0
         self._gone: dict[tuple[tuple[str, str], ImageRef], FilmrollError] = {}
 
-    def begin(self, samples: Iterable[TrainingSample]) -> None:
-        """From now on a step of these samples is counted."""
-        self._begun, self._masked = sum(len(one.targets) > 0 for one in samples), 0
+    def begin(self, samples: int) -> None:
+        """From now on a step is counted, of which so many samples are to be learnt from, by all ranks together."""
+        self._begun, self._masked = samples, 0
         self._gone = {}
 
     def develop(self, micro_batch: MicroBatch) -> Developed:
@@ -107,14 +107,19 @@ class Album:
 
     def _count(self, masked: int, missing: Sequence[MissingImage]) -> None:
         self._masked += masked
-        if self._masked > self._may_miss * self._begun:
-            first = missing[0]
-            raise TrainingError(
-                f"{self._masked} of {self._begun} samples of the step show images that cannot be had, more than the "
-                f"share of {self._may_miss:g} that may; one is image {first.image} of sample {first.sample}, "
-                f"turn {first.turn}: {first.reason}",
-                remedy="Mend the store, or raise multimodal.missing_share",
-            )
+        check_share(self._masked, self._begun, self._may_miss, missing)
+
+
+def check_share(masked: int, samples: int, may_miss: float, missing: Sequence[MissingImage]) -> None:
+    """TrainingError where more of a step's samples than that share are masked."""
+    if masked > may_miss * samples:
+        first = missing[0]
+        raise TrainingError(
+            f"{masked} of {samples} samples of the step show images that cannot be had, more than the "
+            f"share of {may_miss:g} that may; one is image {first.image} of sample {first.sample}, "
+            f"turn {first.turn}: {first.reason}",
+            remedy="Mend the store, or raise multimodal.missing_share",
+        )
 
 
 def stand_in(descriptor: ImageDescriptor, family: Family) -> Picture:

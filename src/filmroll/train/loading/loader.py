@@ -71,9 +71,12 @@ class Loader:
         self._config = config or TrainerConfig()
 
     @contextmanager
-    def batches(self, work: TrainStep) -> Iterator[Iterator[tuple[MicroBatch, Batch]]]:
-        """The step's micro-batches, each made ready when it is asked for; the next ones' images are made meanwhile."""
-        self.begin(work)
+    def batches(self, work: TrainStep, samples: int) -> Iterator[Iterator[tuple[MicroBatch, Batch]]]:
+        """The step's micro-batches, each made ready when it is asked for; the next ones' images are made meanwhile.
+
+        The step has so many `samples` to learn from, with those of other ranks.
+        """
+        self.begin(work, samples)
         ahead = Prefetch(
             self._album.picture,
             self._weight,
@@ -94,9 +97,9 @@ class Loader:
             return self._images.family.level_bytes(descriptor.image)
         return 0
 
-    def begin(self, work: TrainStep) -> None:
+    def begin(self, work: TrainStep, samples: int) -> None:
         """Take in what the step carries beside its samples: their images' arrays in mode processed, else nothing."""
-        self._album.begin(sample for micro_batch in work.micro_batches for sample in micro_batch.samples)
+        self._album.begin(samples)
         if isinstance(self._images, Carried):
             shown = {image.descriptor.identity for batch in work.micro_batches for image in batch.images}
             told = {image.identity for image in work.images} | {image.identity for image in work.lost}
