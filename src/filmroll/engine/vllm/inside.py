@@ -281,6 +281,8 @@ class Server:
         self._renderer = serving.online_renderer.renderer
         self._config = serving.engine_client.vllm_config
         self._shared: dict[str, Any] = {}
+        self._types: dict[str, torch.dtype] = {}
+        """Of the model's arguments, as vLLM's own processor makes them."""
 
     @property
     def engine(self) -> Any:
@@ -348,7 +350,7 @@ class Server:
         from vllm.multimodal.inputs import MultiModalKwargsItems
 
         processor = self._renderer.get_mm_processor()
-        tensors = {name: self._tensor(array) for name, array in arrays.items()}
+        tensors = {name: self._tensor(name, array) for name, array in arrays.items()}
         batch = BatchFeature(tensors | _tiles(tensors) | self._shared)
         fields = processor._get_mm_fields_config(batch, {})
         if TILED & fields.keys():
@@ -359,6 +361,7 @@ class Server:
 
     def example(self, modality: str, width: int, height: int) -> Example:
         """A picture of one colour, and what vLLM itself makes of it."""
+        import torch
         from PIL import Image
         from vllm.config.multimodal import ImageDummyOptions
         from vllm.multimodal.inputs import MultiModalSharedField
@@ -383,17 +386,21 @@ class Server:
             self._shared = {
                 name: part.data for name, part in item.items() if isinstance(part.field, MultiModalSharedField)
             }
+            self._types = {name: torch.as_tensor(value).dtype for name, value in item.get_data().items()}
             return Example(picture, item, place.get_num_embeds())
 
         # Where vLLM makes them, too: not everything in there may run twice at once.
         example: Example = self._renderer._mm_executor.submit(make).result()
         return example
 
-    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    def _tensor(self, name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         import torch
 
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        return tensor.to(self._config.model_config.dtype) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            return tensor.to(self._config.model_config.dtype)
+        # Levels stay what they are; a mask or a count is of whichever type this transformers makes it of.
+        return tensor if tensor.dtype == torch.uint8 else tensor.to(self._types.get(name, tensor.dtype))
 
     def keeps(self, identity: str) -> bool:
         """Whether the engine has this image, so that its pixels need not be sent again."""
