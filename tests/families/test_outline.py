@@ -32,7 +32,7 @@ def layouts(family: Family) -> Iterator[tuple[tuple[int, int], Layout]]:
             continue
 
 
-def test_law_outline_is_the_picture_without_its_levels(family: Family) -> None:
+def test_the_outline_is_the_picture_without_its_levels(family: Family) -> None:
     seen = 0
     for (width, height), layout in layouts(family):
         made = family.pixels([np.full((height, width, 3), 7, np.uint8)], "uint8")

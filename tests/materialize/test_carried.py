@@ -91,7 +91,7 @@ def test_they_are_what_the_forward_takes_of_the_materializers(sent):
 
 @MANY
 @given(data=st.data())
-def test_law_an_array_of_another_name_type_or_shape_is_refused(sent, data):
+def test_an_array_of_another_name_type_or_shape_is_refused(sent, data):
     number = data.draw(st.integers(0, 2))
     arrays = sent.images[number].arrays
     name = data.draw(st.sampled_from(sorted(arrays)))
@@ -119,7 +119,7 @@ def test_law_an_array_of_another_name_type_or_shape_is_refused(sent, data):
 
 @MANY
 @given(data=st.data())
-def test_law_what_is_no_levels_is_compared_number_by_number(sent, data):
+def test_what_is_no_levels_is_compared_number_by_number(sent, data):
     number = data.draw(st.integers(0, 2))
     told = {name: array for name, array in sent.images[number].arrays.items() if array.dtype != np.uint8}
     if not told:
@@ -136,7 +136,7 @@ def test_law_what_is_no_levels_is_compared_number_by_number(sent, data):
 
 @MANY
 @given(data=st.data())
-def test_law_levels_are_those_that_were_made_of_the_picture(sent, data):
+def test_levels_are_those_that_were_made_of_the_picture(sent, data):
     """Under the checksum with which they came."""
     number = data.draw(st.integers(0, 2))
     was = sent.images[number]
