@@ -27,8 +27,8 @@ Judge = Callable[[Body, Sequence[ImageRef]], Answer]
 
 TOLERANCE = 1e-5
 """Of a logprob, in float32; seen are differences of half a millionth."""
-BLIND = 1e-4
-"""What a picture does to a logprob at least, if the model sees it."""
+LOOSER = {"kimi_k25": 2e-3}
+"""Where vLLM's language model and transformers' differ by more, without any picture, too."""
 CAUSAL = {"gemma3", "gemma4", "gemma4_unified"}
 """In these a picture's tokens see each other, but not in vLLM's attention on a CPU."""
 UNSERVED = {"glm46v"}
@@ -86,7 +86,8 @@ def judge(model_type: str, vllm: Server, desk: Desk, trainer: Trainer) -> Judge:
             expected = same.logprobs
         else:
             (expected,) = trainer.logprobs(0, [(body, answer.tokens)])
-        np.testing.assert_allclose(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
+        tolerance = LOOSER.get(model_type, TOLERANCE)
+        np.testing.assert_allclose(answer.logprobs, expected, atol=tolerance, rtol=0)
         return answer
 
     return judged
@@ -107,10 +108,10 @@ def test_a_second_turn_goes_on(desk: Desk, judge: Judge) -> None:
     judge(desk.after(first, said, desk.request(pictures[1:], seed=2)), pictures)
 
 
-def test_the_model_sees(vllm: Server, desk: Desk) -> None:
+def test_the_model_sees(model_type: str, vllm: Server, desk: Desk) -> None:
     """Pictures of one size, so that only the pixels differ: else equal logprobs would show nothing."""
     one, other = (vllm.generate(desk.request([desk.picture(seed)])) for seed in (10, 15))
-    assert np.abs(one.logprobs[0] - other.logprobs[0]) > BLIND
+    assert np.abs(one.logprobs[0] - other.logprobs[0]) > 10 * LOOSER.get(model_type, TOLERANCE)
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
