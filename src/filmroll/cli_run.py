@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from filmroll.run.config import Config
     from filmroll.run.directory import RunDirectory
 
-STOPPED = 75
-"""The status of a run that was told to end soon, and did, at a checkpoint: it is to be started again (EX_TEMPFAIL)."""
-
 roles_app = typer.Typer()
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 File = Annotated[Path | None, typer.Argument(help="The run's TOML file.")]
@@ -116,7 +113,7 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
     """Train in this folder and write the report; what was told to end soon exits with a status of its own."""
     from filmroll.run.courses.orchestrator import train
     from filmroll.run.directory import newest_run
-    from filmroll.run.processes.ending import Ending
+    from filmroll.run.processes.ending import STOPPED, Ending
     from filmroll.view.display import Display
     from filmroll.view.report import closing_report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -60,19 +59,8 @@ def train(
     ending = ending or Ending()
     with course(run, "train", resume=resume, ending=ending, chance=config.environment.chance):
         ready_model(run, config)
-        asyncio.run(_train(config, run, observe, apart, ending))
+        asyncio.run(ending.of(_work(config, run, observe, apart, ending)))
     return not ending.early
-
-
-async def _train(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> None:
-    working = asyncio.ensure_future(_work(config, run, observe, apart, ending))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.end, working)
-    try:
-        ending.early = not await working
-    except asyncio.CancelledError:
-        if not ending.now:
-            raise
-        raise RunError("the run was ended by SIGTERM", remedy="It can go on from its last checkpoint") from None
 
 
 async def _work(config: Config, run: RunDirectory, observe: Observer, apart: bool, ending: Ending) -> bool:

@@ -31,6 +31,7 @@ from filmroll.run.directory import RunDirectory
 from filmroll.run.export import export
 from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import sft_row
+from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
 from filmroll.train.batches.samples import samples
 from filmroll.train.step import Progress
@@ -40,21 +41,30 @@ RECORDED = 8
 """Conversations of a step that are written down for people."""
 
 
-def sft(config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False) -> None:
-    """Learn the configured conversations, in this process and the trainer's."""
-    with course(run, "sft", resume=resume):
+def sft(
+    config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False, ending: Ending | None = None
+) -> bool:
+    """Learn the configured conversations, in this process and the trainer's.
+
+    Returns whether it has reached its end: False where it was told to end soon.
+    """
+    ending = ending or Ending()
+    with course(run, "sft", resume=resume, ending=ending):
         family = ready_model(run, config)
         syllabus = Syllabus.of(config, run, family)
-        asyncio.run(_sft(config, run, family, syllabus, observe))
+        asyncio.run(ending.of(_sft(config, run, family, syllabus, observe, ending)))
+    return not ending.early
 
 
-async def _sft(config: Config, run: RunDirectory, family: Family, syllabus: Syllabus, observe: Observer) -> None:
+async def _sft(
+    config: Config, run: RunDirectory, family: Family, syllabus: Syllabus, observe: Observer, ending: Ending
+) -> bool:
     async with learner_alone(run) as learner:
         progress = await learner.restore()
         # Samples follow from the rows, so none has to outlive a trainer.
         await learner.samples.withdraw(progress.steps)
         run.event("restored", sft=progress.steps)
-        await Study(config, run, family, learner, syllabus, observe).go(progress.steps)
+        return await Study(config, run, family, learner, syllabus, observe, ending).go(progress.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,7 @@ class Study:
         learner: Learner,
         syllabus: Syllabus,
         observe: Observer,
+        ending: Ending,
     ) -> None:
         self._config = config
         self._run = run
@@ -88,6 +99,7 @@ class Study:
         self._learner = learner
         self._syllabus = syllabus
         self._observe = observe
+        self._ending = ending
         self._lessons = Lessons(config, run, family, learner)
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
@@ -103,16 +115,22 @@ class Study:
         self._held = Examples(*syllabus.held.source, renderer, last_alone=last_alone) if syllabus.held else None
         self._held_samples: list[TrainingSample] | None = None
 
-    async def go(self, first: int) -> None:
-        """From this step to the last; then the weights are written, and a folder that transformers loads."""
+    async def go(self, first: int) -> bool:
+        """From this step to the last; then the weights are written, and a folder that transformers loads.
+
+        False if it was told to end before.
+        """
         steps = self._syllabus.steps
         async with aclosing(played_ahead(self._render, first, steps, True)) as rendered:
             async for step, batch, started in rendered:
                 await self._step(step, batch, started)
                 await self._save(step + 1)
+                if self._ending.soon and step + 1 < steps:
+                    return False
         await self._learner.publish(steps)
         exported = await to_thread.run_sync(export, self._run, steps)
         self._run.event("exported", folder=str(exported), version=steps)
+        return True
 
     async def _render(self, step: int) -> Rendered:
         started = time.perf_counter()
@@ -187,6 +205,6 @@ class Study:
 
     async def _save(self, done: int) -> None:
         due = done % self._config.run.checkpoint_every == 0 or done == self._syllabus.steps
-        if due or self._learner.samples.crowded:
+        if due or self._ending.soon or self._learner.samples.crowded:
             await self._learner.save(Progress(done, 0))
             self._run.event("checkpoint", sft=done)

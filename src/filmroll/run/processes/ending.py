@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+from filmroll.errors import RunError
+
+STOPPED = 75
+"""The status of a run that was told to end soon, and did, at a checkpoint: it is to be started again (EX_TEMPFAIL)."""
 
 
 @dataclass(slots=True)
@@ -18,7 +24,18 @@ class Ending:
     early: bool = False
     """Whether it has ended at a checkpoint that is not its last."""
 
-    def end(self, work: asyncio.Future[Any]) -> None:
+    async def of(self, work: Coroutine[Any, Any, bool]) -> None:
+        """Do this work, which says whether it has reached its end, until that or SIGTERM."""
+        working = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, working)
+        try:
+            self.early = not await working
+        except asyncio.CancelledError:
+            if not self.now:
+                raise
+            raise RunError("the run was ended by SIGTERM", remedy="It can go on from its last checkpoint") from None
+
+    def _end(self, work: asyncio.Future[bool]) -> None:
         """End what is being done at once."""
         self.now = True
         work.cancel()
