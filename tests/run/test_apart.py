@@ -16,12 +16,14 @@ from filmroll.errors import ConfigError, RunError
 from filmroll.run.cluster.gate import ORCHESTRATOR, Pulse, Wanted, opened_gate
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
+from filmroll.run.members.trainer_nodes import start_trainer
 from filmroll.run.network import own_address
 from filmroll.run.processes.launch import announce, announced
 from filmroll.wire.channel import Caller
 from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
 
 LOOPBACK = "127.0.0.1"
+TWO_NODES = ["--trainer.ranks", "2", "--trainer.nodes", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,10 @@ def test_who_does_not_come_is_named_and_how_to_start_it(tmp_path, model):
     [
         (["engine", "{example}", "--run", "{run}", "--seed", "1"], "seed is 0 there and 1 here"),
         (["engine", "--run", "{run}", "--name", "engine-7"], "no engine named 'engine-7'"),
+        (["trainer", "--run", "{run}", "--name", "trainer-1"], "no trainer named 'trainer-1'"),
+        (["trainer", "{example}", "--run", "{run}", *TWO_NODES], "Choose --name of trainer-0, trainer-1"),
+        (["train", "--resume", "{run}", "--trainer.ranks", "2", "--rl.steps", "3"], "rl.steps is 150 there and 3 here"),
+        (["train", "--resume", "{run}", "--trainer.nodes", "2"], "ranks is 1, which 2 nodes do not share evenly"),
         (["worker", "--run", "{run}", "--seed", "1"], "--seed stands where the TOML file should"),
         (["worker"], "Name its TOML file"),
         (["worker", "{example}", "--run.directory", "x/${RUN_ID}"], "RUN_ID is not set"),
@@ -221,13 +227,13 @@ def test_a_mistake_is_said_in_one_line(tmp_path, monkeypatch, arguments, message
     assert "Traceback" not in done.stderr
 
 
-def gate(tmp_path, talk, **cluster):
-    """What `talk` does at the gate of a run that wants a worker."""
+def gate(tmp_path, talk, names=("worker",), **cluster):
+    """What `talk` does at the gate of a run that wants a worker, or these."""
     settings = {"run": {"directory": str(tmp_path / "run")}, "cluster": {"patience_s": 20, **cluster}}
     run = RunDirectory.create(Config.model_validate(settings))
 
     async def both():
-        async with opened_gate(run, run.config(), ["worker"]) as gate:
+        async with opened_gate(run, run.config(), names) as gate:
             caller = Caller(announced(run, ORCHESTRATOR))
 
             async def say(**said):
@@ -290,6 +296,85 @@ def test_whoever_falls_silent_is_lost(tmp_path):
         assert time.monotonic() - began >= 1
 
     gate(tmp_path, talk)
+
+
+NODES = ("trainer-0", "trainer-1")
+
+
+def nodes(talk):
+    """The same with the nodes of a trainer, and how each of them speaks."""
+
+    async def both(run, gate, say):
+        config = Config.model_validate({"trainer": {"ranks": 2, "nodes": 2}})
+
+        async def of(node, **said):
+            return await say(name=f"trainer-{node}", session=f"s{node}", **said)
+
+        await talk(await start_trainer(gate, config), of)
+        for node in (0, 1):
+            await of(node, leaving="done")
+
+    return both
+
+
+def test_a_node_that_never_comes_is_named_and_how_to_start_it(tmp_path):
+    async def talk(trainer, say):
+        number = (await say(0)).number
+        await say(0, number=number, endpoint="tcp://first")
+        with pytest.raises(RunError, match=r"trainer-1 has not come within 1 s.*--name trainer-1` starts it"):
+            await trainer.endpoint()
+        assert not trainer.exited.done()
+        await asyncio.gather(trainer.stop(), ended(say, 0, number))
+
+    gate(tmp_path, nodes(talk), NODES, patience_s=1)
+
+
+async def ended(say, node, number):
+    """A node that is told to end says when it has."""
+    await asyncio.sleep(0.1)
+    assert (await say(node, number=number)).number == 0
+    await say(node, number=number, status=-15)
+
+
+def test_nodes_speak_by_the_first_and_meet_under_one_sign_that_is_another_each_time(tmp_path):
+    async def talk(trainer, say):
+        wanted = [await say(node) for node in (0, 1)]
+        assert wanted[0].seed == wanted[1].seed > 0
+        await say(1, number=wanted[1].number, endpoint="rank 1", memory=3)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(trainer.endpoint(), 0.5)
+        await say(0, number=wanted[0].number, endpoint="tcp://first", memory=4)
+        assert await trainer.endpoint() == "tcp://first"
+        assert (trainer.name, trainer.memory()) == ("trainer", 7)
+        await asyncio.gather(trainer.stop(), *(ended(say, node, wanted[node].number) for node in (0, 1)))
+        signs.append(wanted[0].seed)
+
+    signs = []
+    for place in ("one", "two"):
+        gate(tmp_path / place, nodes(talk), NODES)
+    assert len(set(signs)) == 2
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["in a step", "before it is ready"])
+def test_a_node_that_is_lost_takes_the_others_with_it_and_is_the_one_that_is_named(tmp_path, ready):
+    async def talk(trainer, say):
+        numbers = [(await say(node)).number for node in (0, 1)]
+        if ready:
+            for node in (0, 1):
+                await say(node, number=numbers[node], endpoint=f"tcp://{node}")
+            await trainer.endpoint()
+        waiting = asyncio.create_task(trainer.watch(asyncio.sleep(30)) if ready else trainer.endpoint())
+        await asyncio.sleep(0.1)
+        await say(1, number=numbers[1], status=1, words="rank 1 of 2 was ended by SIGKILL")
+        await asyncio.sleep(0.1)
+        # Not before the first has ended, too: whoever comes next shall find nobody.
+        assert not waiting.done()
+        assert await say(0, number=numbers[0]) == Wanted()
+        await say(0, number=numbers[0], status=-15, words="it was told to end")
+        with pytest.raises(RunError, match=r"process trainer-1 ended with status 1 .*rank 1 of 2 was ended by SIGKILL"):
+            await waiting
+
+    gate(tmp_path, nodes(talk), NODES)
 
 
 def test_an_orchestrator_that_is_replaced_loses_all_who_came(tmp_path):
