@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,8 +47,10 @@ class Disk:
 
     def fill(self, leave: int = 0) -> None:
         """Leave no more room than that."""
-        with (self.folder / BALLAST).open("ab", buffering=0) as file:
-            file.write(bytes(max(0, self.free - leave)))
+        with (self.folder / BALLAST).open("ab", buffering=0) as file, suppress(OSError):
+            # Others may be writing meanwhile.
+            while (room := self.free - leave) > 0:
+                file.write(bytes(room))
 
     def make_room(self) -> None:
         (self.folder / BALLAST).unlink()

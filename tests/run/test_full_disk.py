@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +19,12 @@ from filmroll.errors import DiskFullError
 from filmroll.run.processes.child import Child
 from filmroll.run.processes.lives import Lives
 from filmroll.view.report import closing_report
-from tests.disks import files_no_longer_than
-from tests.run.test_engines import events
-from tests.run.test_train import EXAMPLE, command, flags, pids, rows, train
+from tests.disks import files_no_longer_than, small_disk
+from tests.run.test_engines import events, until
+from tests.run.test_train import EXAMPLE, command, flags, pids, rows, steps_done, train
 
 MB = 1 << 20
 CHECKPOINT_BYTES = 11_899_352
-WEIGHTS_BYTES = 4 * MB
 
 
 def started(directory: Path, warmup: int, rl: int, *more: str) -> subprocess.Popen[str]:
@@ -66,15 +67,29 @@ def check_all_is_whole(directory: Path) -> None:
     assert not list(directory.glob("**/*.partial"))
 
 
-def check_every_step_is_trained(directory: Path, warmup: int, rl: int) -> None:
-    """Each step, in the order of steps; what no checkpoint held is noted once more, and nothing else."""
-    for phase, number in (("warmup", warmup), ("rl", rl)):
-        assert sorted({row["step"] for row in rows(directory, phase)}) == list(range(number))
-    held = [event["warmup"] + event["rl"] for event in events(directory, "restored")]
-    assert len(events(directory, "restored")) == len(held)
+def check_nothing_is_lost_or_trained_twice(directory: Path, total: int) -> None:
+    """What was learnt after the last checkpoint is learnt once more, from its samples or anew, and nothing else is."""
+    (went_on,) = events(directory, "resumed")
+    warmup = len({row["step"] for row in rows(directory, "warmup")})
+    noted = [(row["time"], row["step"] + warmup * (row["phase"] == "rl")) for row in rows(directory)]
+    before = [number for time, number in noted if time < went_on["time"]]
+    after = [number for time, number in noted if time > went_on["time"]]
+    restored = events(directory, "restored")[-1]
+    held = restored["warmup"] + restored["rl"] + len(events(directory, "caught_up"))
+    assert before == list(range(len(before)))
+    assert after == list(range(held, total))
+    assert held <= len(before)
+    # Engines sample with what the trainer has.
+    assert all(row["logprob_gap_max"] < 1e-3 for row in rows(directory, "rl"))
     assert events(directory, "finished")
+    assert json.loads((max((directory / "checkpoints").iterdir()) / "state.json").read_text())["progress"] == {
+        "warmup": warmup,
+        "rl": total - warmup,
+        "skipped": 0,
+    }
 
 
+@pytest.mark.timeout(600)
 def test_a_checkpoint_without_room_ends_the_run_which_then_goes_on(tmp_path: Path) -> None:
     """A limit on files does so everywhere: weights of 4 MB pass, a checkpoint does not."""
     directory = tmp_path / "run"
@@ -90,7 +105,7 @@ def test_a_checkpoint_without_room_ends_the_run_which_then_goes_on(tmp_path: Pat
     assert "File too large" in (directory / "report.html").read_text()
 
     resumed(directory)
-    check_every_step_is_trained(directory, 1, 2)
+    check_nothing_is_lost_or_trained_twice(directory, 3)
 
 
 def exits_with(status: int) -> list[str]:
@@ -126,3 +141,46 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
     assert "there is no room for" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
+    """Whatever is written first finds no room: a row, an image, samples, weights, or a checkpoint."""
+    directory = tmp_path / "disk" / "run"
+    with small_disk(tmp_path / "disk", 256 * MB) as disk:
+        more = ["--transport.kind", "files", "--run.restarts", "5"]
+        with started(directory, 2, 4, *more) as run:
+            until(lambda: steps_done(directory, "rl") >= 1, run)
+            disk.fill()
+            _, complaint = run.communicate(timeout=300)
+        check_it_is_said_once(run.returncode, complaint, directory)
+        assert not events(directory, "trainer_died")
+        disk.make_room()
+        check_all_is_whole(directory)
+        resumed(directory)
+        check_all_is_whole(directory)
+        check_nothing_is_lost_or_trained_twice(directory, 6)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_trainer_is_not_started_into_a_full_disk_again_and_again(tmp_path: Path) -> None:
+    """Where it would say that it is there, there is no room: it has five lives and uses one."""
+    directory = tmp_path / "run"
+    with started(directory, 1, 1000, "--run.restarts", "5") as run:
+        until(lambda: steps_done(directory, "rl") >= 1, run)
+        processes = pids(directory)
+        trainer = json.loads((directory / "processes" / "trainer.json").read_text())["pid"]
+        with small_disk(directory / "processes", 64 * 1024) as disk:
+            disk.fill()
+            os.kill(trainer, signal.SIGKILL)
+            _, complaint = run.communicate(timeout=300)
+    assert run.returncode == FULL_STATUS, complaint
+    assert "process trainer ended because a disk is full" in complaint
+    assert "No space left on device" in complaint
+    assert f"Make room there; `filmroll train --resume {directory}`" in complaint
+    assert "Traceback" not in complaint
+    (died,) = events(directory, "trainer_died")
+    assert "status -9" in died["error"]
+    assert not any(psutil.pid_exists(pid) for pid in processes)

@@ -14,6 +14,7 @@ from typing import Self
 
 import msgspec
 
+from filmroll.durable import room_for
 from filmroll.errors import RunError
 from filmroll.run.directory import RunDirectory
 from filmroll.run.processes.child import Child
@@ -87,9 +88,10 @@ def announce(run: RunDirectory, name: str, endpoint: str, pid: int | None = None
     """
     file = _announcement(run, name)
     draft = file.with_suffix(".partial")
-    draft.touch(mode=0o600)
-    draft.write_bytes(msgspec.json.encode(Announcement(pid or os.getpid(), endpoint)))
-    draft.rename(file)
+    with room_for("saying where this process listens", run.processes):
+        draft.touch(mode=0o600)
+        draft.write_bytes(msgspec.json.encode(Announcement(pid or os.getpid(), endpoint)))
+        draft.rename(file)
 
 
 def announced(run: RunDirectory, name: str) -> str | None:
