@@ -37,7 +37,7 @@ def case(name: str, *, turned: tuple[int, int, int] = (6, 5, 5)) -> Build:
             patch.dict(qwen_vl.MROPE, axes),
             patch.dict(glm4v.ROPE, axes),
             patch.dict(qwen_vl.EXPERTS, moe_intermediate_size=48),
-            patch.dict(qwen_vl._LINEAR, linear_key_head_dim=32, linear_value_head_dim=32),
+            patch.dict(qwen_vl._LINEAR, linear_key_head_dim=128, linear_value_head_dim=128),
             patch.dict(kimi_k25.TEXT, LATENT),
         ):
             found.build(folder)
