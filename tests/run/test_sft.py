@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from filmroll.families.tiny import build_tiny_model
 from filmroll.store import Manifest, open_store
+from tests.train.test_ranks import LOSS, NORM
 
 ROOT = Path(__file__).parents[2]
 MAKE, EXAMPLE = ROOT / "examples" / "data" / "color_names.py", ROOT / "examples" / "color_names.toml"
@@ -40,6 +41,13 @@ def flags(directory: Path, data: Path, model: Path, *more: object) -> list[objec
 
 def rows(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_rows(directory: Path, count: int) -> None:
+    end = time.monotonic() + 200
+    while not (directory / "metrics.jsonl").exists() or len(rows(directory)) < count:
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
 
 
 def events(directory: Path) -> list[dict]:
@@ -122,10 +130,7 @@ def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, mod
     words += ["--run.checkpoint_every", 2]
     command = [sys.executable, "-m", "filmroll", *map(str, words)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 200
-    while not (directory / "metrics.jsonl").exists() or len(rows(directory)) < 3:
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
+    wait_for_rows(directory, 3)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     wrong = filmroll("train", "--resume", directory)
@@ -136,6 +141,49 @@ def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, mod
     again = {row["step"]: row["loss"] for row in rows(directory)}
     assert again == pytest.approx({row["step"]: row["loss"] for row in rows(finished)}, rel=1e-4)
     assert rows(directory)[-1]["held_out_loss"] == pytest.approx(rows(finished)[-1]["held_out_loss"], rel=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_told_to_end_soon_it_ends_at_a_checkpoint_and_goes_on(
+    finished: Path, data: Path, model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "told"
+    words = ["sft", *flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4)]
+    words += ["--run.checkpoint_every", 100]
+    command = [sys.executable, "-m", "filmroll", *map(str, words)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_rows(directory, 2)
+    run.send_signal(signal.SIGUSR1)
+    text, _ = run.communicate(timeout=200)
+    assert run.returncode == 75, text
+    assert f"filmroll sft --resume {directory}" in text
+    done = len(rows(directory))
+    assert done < 8
+    told = events(directory)
+    assert [one["sft"] for one in told if one["kind"] == "checkpoint"] == [done]
+    assert told[-1]["kind"] == "stopped"
+    assert not (directory / "trained").exists()
+    went_on = filmroll("sft", "--resume", directory)
+    assert went_on.returncode == 0, went_on.stdout + went_on.stderr
+    assert [row["step"] for row in rows(directory)] == list(range(8))
+    assert [row["loss"] for row in rows(directory)] == pytest.approx([row["loss"] for row in rows(finished)], rel=1e-4)
+    assert (directory / "trained").exists()
+
+
+@pytest.mark.timeout(900)
+def test_two_ranks_learn_what_one_does(finished: Path, data: Path, model: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "two"
+    words = flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4, "--trainer.ranks", 2)
+    done = filmroll("sft", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for two, one in zip(rows(directory), rows(finished), strict=True):
+        assert two.keys() == one.keys()
+        for name in ("loss", "held_out_loss"):
+            assert two.get(name, 0) == pytest.approx(one.get(name, 0), rel=LOSS)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=NORM)
+        for name in ("trained_tokens", "images", "rows", "trainer_receipt"):
+            assert two[name] == one[name]
+        assert two["micro_batches"] % 2 == 0
 
 
 def test_data_that_has_changed_is_not_gone_on_with(finished: Path, data: Path) -> None:
