@@ -32,7 +32,7 @@ lint: $(READY)  ## style, types, and which floor imports which
 	$(BIN)/lint-imports
 
 test-faults: $(READY)  ## whole runs whose processes are killed, lost or told to end; some ten minutes
-	$(BIN)/python -m pytest -n $(WORKERS) -m faults --timeout 900 tests/run
+	$(BIN)/python -m pytest -n $(WORKERS) -m faults --timeout 900 tests/run tests/train
 
 test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which is installed first where that may be done
 	$(BIN)/python -m tests.store.servers.ceph

@@ -120,6 +120,34 @@ def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp
 
 
 @pytest.mark.faults
+def test_a_trainer_on_two_machines_loses_one_and_goes_on_when_another_has_come(tmp_path, model):
+    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000", *TWO_NODES) as run:
+        others = run.start_all_but("trainer")
+        for name in ("trainer-1", "trainer-0"):
+            others[name] = run.start("trainer", "--name", name)
+        orchestrator = run.start("orchestrator")
+        wait_until(lambda: run.steps() >= 3, 300)
+        assert rows(run.folder)[-1]["micro_batches"] % 2 == 0
+        others["trainer-1"].kill()
+        others["trainer-1"].communicate(timeout=20)
+        wait_until(lambda: run.events("trainer_died"))
+        others["trainer-1"] = run.start("trainer", "--name", "trainer-1")
+        wait_until(lambda: run.events("trainer_restarted"), 300)
+        done = run.steps()
+        wait_until(lambda: run.steps() > done + 1)
+        assert "trainer-1 is lost" in run.events("trainer_died")[0]["error"]
+
+        orchestrator.send_signal(signal.SIGUSR1)
+        assert orchestrator.wait(timeout=200) == 75, said(orchestrator)
+        for name, process in others.items():
+            assert "the run has ended" in said(process), name
+            assert process.returncode == 0
+        done = [row["version"] for row in rows(run.folder, "rl")]
+        assert done == list(range(1, len(done) + 1))
+        nobody_is_left(run.folder)
+
+
+@pytest.mark.faults
 def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, model):
     with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "30", "--run.checkpoint_every", "1000") as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from filmroll.engine.weights import version_folder
-from tests.run.test_train import rows, train
+from tests.run.test_train import command, rows, train
 
 
 def events(directory: Path, kind: str) -> list[dict[str, object]]:
@@ -28,6 +29,28 @@ def test_a_run_stays_close_to_what_the_warm_up_left(tiny_model: Path, tmp_path: 
     assert all(row["reference_kl"] is None for row in rows(directory, "warmup"))
     assert [path.name for path in (directory / "reference").iterdir()] == [version_folder(Path(), 0).name]
     assert not version_folder(directory / "weights", 0).exists()
+
+
+def test_a_run_that_is_gone_on_with_is_held_to_the_reference_that_it_began_with(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Not to the policy of its checkpoint, from which the first step after it would be no way away."""
+    directory = tmp_path / "held"
+    held = ["--loss.kl", "0.05", "--rl.ahead", "0", "--model", str(tiny_model)]
+    done = train(directory, 3, 3, *held)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = {path.name: path.read_bytes() for path in version_folder(directory / "reference", 0).iterdir()}
+    config = json.loads((directory / "config.json").read_text())
+    config["rl"]["steps"] = 5
+    (directory / "config.json").write_text(json.dumps(config))
+
+    again = command("train", "--resume", str(directory))
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    away = [row["reference_kl"] for row in rows(directory, "rl")]
+    assert len(away) == 5
+    assert away[3] > away[1] > 1e-7
+    assert {path.name: path.read_bytes() for path in version_folder(directory / "reference", 0).iterdir()} == kept
 
 
 def test_samples_that_are_too_old_are_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:

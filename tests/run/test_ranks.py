@@ -1,4 +1,4 @@
-"""A whole run with two engines and a trainer of two ranks, one of which is killed."""
+"""Whole runs with a trainer of two ranks, one of which is killed; and gone on with by as many as one likes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -59,3 +60,47 @@ def test_a_rank_that_is_killed_ends_the_run_and_resuming_goes_on(tmp_path: Path)
     assert newest.name == "step_000006"
     assert len(list(newest.glob("*.safetensors"))) == 2
     assert len(list((directory / "weights" / "step_4").glob("model-*.safetensors"))) > 1
+
+
+def test_a_node_that_is_killed_is_started_again_and_other_numbers_of_ranks_go_on(tmp_path: Path) -> None:
+    """Two nodes of a rank each, then one process, then two ranks on one node."""
+    directory = tmp_path / "run"
+    chosen = ["--trainer.ranks", "2", "--trainer.nodes", "2"]
+    run = subprocess.Popen(
+        command("train", str(EXAMPLE), *flags(directory, 2, 100000, *chosen)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: steps_done(directory, "rl") >= 1, 300)
+    second = json.loads((directory / "processes" / "trainer-1.json").read_text())["pid"]
+    psutil.Process(second).parent().kill()
+    wait_until(lambda: events(directory, "trainer_restarted"), 300)
+    assert "process trainer-1 ended with status -9" in events(directory, "trainer_died")[0]["error"]
+    run.send_signal(signal.SIGUSR1)
+    said = run.communicate(timeout=200)
+    assert run.returncode == 75, said
+    assert not psutil.pid_exists(second)
+
+    done = steps_done(directory, "rl")
+    for count in (1, 2):
+        config = json.loads((directory / "config.json").read_text())
+        config["rl"]["steps"] = done + 2 * count
+        (directory / "config.json").write_text(json.dumps(config))
+        numbers = ["--trainer.ranks", str(count), "--trainer.nodes", "1"]
+        resumed = subprocess.run(
+            command("train", "--resume", str(directory), *numbers),
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert resumed.returncode == 0, resumed.stderr
+        newest = max((directory / "checkpoints").iterdir())
+        assert json.loads((newest / "state.json").read_text())["ranks"] == count
+    played = rows(directory, "rl")
+    assert sorted({row["step"] for row in played}) == list(range(done + 4))
+    # Whoever trains holds what engines sample by.
+    gaps = [row["logprob_gap_max"] for row in played if row["logprob_gap_max"] is not None]
+    assert max(gaps) < 1e-4
+    assert [event["rl"] for event in events(directory, "restored")] == [0, done, done + 2]
+
+
+def events(directory: Path, kind: str) -> list[dict[str, Any]]:
+    every = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    return [event for event in every if event["kind"] == kind]

@@ -143,6 +143,7 @@ def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, mod
     assert rows(directory)[-1]["held_out_loss"] == pytest.approx(rows(finished)[-1]["held_out_loss"], rel=1e-4)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_told_to_end_soon_it_ends_at_a_checkpoint_and_goes_on(
     finished: Path, data: Path, model: Path, tmp_path: Path

@@ -51,6 +51,7 @@ def assert_out_of_step(first):
     assert all(map(ended, first.pids()))
 
 
+@pytest.mark.faults
 def test_what_fails_on_one_machine_is_told_there_and_the_other_notices(tiny_model, store, tmp_path):
     first, second = both(tmp_path, tiny_model, store, [["step", 0]], "fails")
     assert second.process.wait(PATIENCE) == 1
@@ -58,6 +59,7 @@ def test_what_fails_on_one_machine_is_told_there_and_the_other_notices(tiny_mode
     assert_out_of_step(first)
 
 
+@pytest.mark.faults
 def test_a_machine_that_is_killed_ends_the_other(tiny_model, store, tmp_path):
     first, second = both(tmp_path, tiny_model, store, [["step", 0]], "waits")
     first.wait_for("waiting")
@@ -66,6 +68,7 @@ def test_a_machine_that_is_killed_ends_the_other(tiny_model, store, tmp_path):
     assert_out_of_step(first)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("node", ["0", "1"])
 def test_one_that_waits_for_another_which_never_comes_gives_up(tiny_model, store, tmp_path, node):
     meeting = {"host": HERE, "port": free_port(), "address": HERE, "patience": 2.0}
