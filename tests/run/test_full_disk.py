@@ -79,8 +79,9 @@ def check_nothing_is_lost_or_trained_twice(directory: Path, total: int) -> None:
     assert before == list(range(len(before)))
     assert after == list(range(held, total))
     assert held <= len(before)
-    # Engines sample with what the trainer has.
-    assert all(row["logprob_gap_max"] < 1e-3 for row in rows(directory, "rl"))
+    # Engines sample with what the trainer has; of a step that was played by older weights alone, there is no gap.
+    gaps = [row["logprob_gap_max"] for row in rows(directory, "rl")]
+    assert all(gap is None or gap < 1e-3 for gap in gaps)
     assert events(directory, "finished")
     assert json.loads((max((directory / "checkpoints").iterdir()) / "state.json").read_text())["progress"] == {
         "warmup": warmup,

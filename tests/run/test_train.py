@@ -237,13 +237,13 @@ def test_only_pictures_tell_the_letters(finished, tmp_path):
         (["train", "none.toml"], "none.toml cannot be read"),
         (["train", str(EXAMPLE), "--rl.steps", "x"], "rl.steps"),
         (["train", "--resume", "nowhere"], "not the folder of a run"),
-        (["train", "--resume", "nowhere", "--rl.steps", "3"], "keeps its configuration"),
+        (["train", "--resume", "{finished}", "--rl.steps", "77"], "rl.steps is 4 there and 77 here"),
         (["train", str(EXAMPLE), "--model", "no/such/model", "--run.directory", "{tmp}/m"], "model"),
         (["report", "nowhere"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_line_and_an_exit_code(tmp_path, arguments, message):
-    arguments = [one.replace("{tmp}", str(tmp_path)) for one in arguments]
+def test_a_mistake_is_one_line_and_an_exit_code(finished, tmp_path, arguments, message):
+    arguments = [one.format(tmp=tmp_path, finished=finished[0]) for one in arguments]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode in (1, 2)
     assert message in done.stderr
