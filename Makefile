@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKERS ?= 2
+WORKERS ?= 3
 VLLM_VENV := $(VENV)-vllm$(addprefix -,$(VLLM))
 
 .PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean

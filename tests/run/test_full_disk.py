@@ -90,6 +90,7 @@ def check_nothing_is_lost_or_trained_twice(directory: Path, total: int) -> None:
     }
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_checkpoint_without_room_ends_the_run_which_then_goes_on(tmp_path: Path) -> None:
     """A limit on files does so everywhere: weights of 4 MB pass, a checkpoint does not."""
