@@ -153,7 +153,9 @@ def test_what_cannot_be_extended_is_rendered_anew(served, there):
     last = trajectory.branch(len(trajectory.nodes) - 1)
     text = there.tokenizer.decode(trajectory.branch_tokens(last).tolist())
     said = there.parse(next(node for node in trajectory.nodes if node.sampled).token_ids.tolist())
-    assert text.index("first") < text.index(said.strip()) <= text.index("I mean it.") < text.index("so?")
+    shown = text.index("first") + len("first")
+    # An answer of random tokens may say nothing at all.
+    assert text.index(said.strip(), shown) <= text.index("I mean it.", shown) < text.index("so?", shown)
     assert len(trajectory.branch_images(last)) == 2
     assert last[-1].sampled
 
