@@ -8,9 +8,8 @@ from filmroll.errors import RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.network import own_address
-from filmroll.run.processes.health import free_port
 from filmroll.run.processes.launch import announce, announced
-from filmroll.run.processes.torchrun import Meeting
+from filmroll.run.processes.torchrun import Meeting, taken_port
 
 _NAME = "trainer-meeting"
 _LATER_S = 60.0
@@ -19,13 +18,17 @@ _POLL = 0.1
 
 
 def meeting(run: RunDirectory, config: Config, node: int, sign: int) -> Meeting:
-    """That of the nodes which were started under this sign; all but the first wait until it is known."""
+    """That of the nodes which were started under this sign; all but the first wait until it is known.
+
+    The first has its port before it says it, so nobody else can take it meanwhile.
+    """
     address = own_address(config.cluster.network)
     patience = config.cluster.patience_s + _LATER_S
-    if node == 0:
-        announce(run, _NAME, f"{address}:{free_port(address)}#{sign}")
+    held = taken_port(address) if node == 0 else None
+    if held is not None:
+        announce(run, _NAME, f"{address}:{held.port}#{sign}")
     host, port = _announced(run, sign, patience)
-    return Meeting(host, port, sign, node, config.trainer.nodes, address, patience)
+    return Meeting(host, port, sign, node, config.trainer.nodes, address, patience, held)
 
 
 def _announced(run: RunDirectory, sign: int, patience: float) -> tuple[str, int]:

@@ -10,12 +10,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filmroll.durable import FULL_STATUS
 from filmroll.errors import DiskFullError, RunError
 from filmroll.run.network import LOOPBACK, card_of
 from filmroll.run.processes.child import leashed
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,18 @@ class Meeting:
     """This machine's own, by which the others reach it."""
     patience: float
     """Seconds in which all of them have to come."""
+    held: TCPStore | None = None
+    """On the first machine, what has the port until torchrun does."""
+
+
+def taken_port(address: str) -> TCPStore:
+    """A port of this machine, which is taken for as long as this is held.
+
+    torchrun makes a store of the same kind, and in one process those at a port share it.
+    """
+    from torch.distributed import TCPStore
+
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
 
 
 def is_rank() -> bool:
