@@ -18,7 +18,7 @@ from filmroll.run.network import LOOPBACK, card_of
 from filmroll.run.processes.child import leashed
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def taken_port(address: str) -> TCPStore:
 
     torchrun makes a store of the same kind, and in one process those at a port share it.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     return TCPStore(address, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
 
