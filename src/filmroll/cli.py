@@ -11,9 +11,8 @@ import typer
 
 from filmroll.cli_eval import evaluate
 from filmroll.cli_rollouts import rollouts_app
-from filmroll.cli_run import carry_out, roles_app
+from filmroll.cli_run import roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
-from filmroll.cli_sft import sft
 from filmroll.cli_store import store_app
 from filmroll.durable import FULL_STATUS, disk_full, says_full
 from filmroll.errors import ConfigError, DiskFullError, FilmrollError
@@ -35,29 +34,7 @@ EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch"
 """Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
-app.command(context_settings=FLAGS)(sft)
 app.command("eval", context_settings=FLAGS)(evaluate)
-
-
-@app.command(context_settings=FLAGS)
-def train(
-    context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="A TOML file.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="The folder of a run to go on with.")] = None,
-) -> None:
-    """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
-    from filmroll.run.config import help_text, load_config
-    from filmroll.run.courses.course import resumed
-    from filmroll.run.directory import RunDirectory
-
-    if "--help" in (str(config), *context.args) or (config is None and resume is None):
-        typer.echo(f"{help_text()}\nfilmroll train --resume RUN goes on with a run from its last checkpoint.")
-        return
-    if resume is not None:
-        run = resumed(resume, "train", config, context.args)
-    else:
-        run = RunDirectory.create(load_config(Path(str(config)), context.args))
-    carry_out(run, resume=resume is not None)
 
 
 @app.command()

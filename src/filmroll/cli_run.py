@@ -1,11 +1,11 @@
-"""Runs, whole, or each of their processes alone, on this machine or on others."""
+"""Runs of training, whole, or each of their processes alone, on this machine or on others."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 import typer
 
@@ -17,23 +17,42 @@ if TYPE_CHECKING:
 
 roles_app = typer.Typer()
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-File = Annotated[Path | None, typer.Argument(help="The run's TOML file.")]
+FIELDS = {**FLAGS, "help_option_names": []}
+"""Of a command whose help lists every field."""
+File = Annotated[str | None, typer.Argument(help="The run's TOML file.")]
 Folder = Annotated[Path | None, typer.Option(help="The run's folder, which all machines share.")]
+Begun = Annotated[Path | None, typer.Option(help="The folder of a run to go on with.")]
+
+
+@roles_app.command(context_settings=FIELDS)
+def train(context: typer.Context, config: File = None, resume: Begun = None) -> None:
+    """Train from a TOML file; every field is also a flag: --rl.steps 50 --environment.images blank."""
+    _here("train", config, context.args, resume)
+
+
+@roles_app.command(context_settings=FIELDS)
+def sft(context: typer.Context, config: File = None, resume: Begun = None) -> None:
+    """Learn conversations with images; every field is also a flag: --data.path chats.jsonl --sft.epochs 3.
+
+    SIGUSR1 ends it after the step that is under way, at a checkpoint, with status 75; SIGTERM ends it at once.
+    """
+    _here("sft", config, context.args, resume)
 
 
 @roles_app.command(context_settings=FLAGS)
 def orchestrator(context: typer.Context, config: File = None, run: Folder = None) -> None:
     """Lead a run whose engines, trainer and worker are started apart, with the same file and flags.
 
-    A run that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step
-    that is under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
+    Where the file names data to learn from, it is the run of `filmroll sft`, which has a trainer alone. A run
+    that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step that is
+    under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
     """
     from filmroll.run.courses.course import resumed
 
     _log()
     found = _run(config, run, context.args)
-    begun = found.begun
-    carry_out(resumed(found.path, "train") if begun else found, resume=begun, apart=True)
+    begun, leads = found.begun, "sft" if found.command == "sft" else "train"
+    _carry_out(resumed(found.path, leads) if begun else found, leads, resume=begun, apart=True)
 
 
 @roles_app.command(context_settings=FLAGS)
@@ -73,7 +92,8 @@ def slurm(
 ) -> None:
     """Train as a SLURM job, as its section slurm says: writes job.sh into the run's folder and submits it.
 
-    --run alone submits a run again that has ended before its end.
+    Where the file names data to learn from, it is the run of `filmroll sft`. --run alone submits a run again
+    that has ended before its end.
     """
     from filmroll.run.cluster.slurm import submit, write_job
     from filmroll.run.directory import RunDirectory
@@ -109,9 +129,30 @@ def role(
         run_worker(opened, name)
 
 
-def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
+def _here(command: str, config: str | None, flags: list[str], resume: Path | None) -> None:
+    """Begin a run whose processes are all started here, or go on with it."""
+    from filmroll.run.config import help_text
+    from filmroll.run.courses.course import resumed
+    from filmroll.run.directory import RunDirectory
+
+    if "--help" in (config, *flags) or (config is None and resume is None):
+        fields = help_text(f"filmroll {command} CONFIG.toml")
+        typer.echo(f"{fields}\nfilmroll {command} --resume RUN goes on with a run from its last checkpoint.")
+        return
+    if resume is None:
+        run = RunDirectory.create(_loaded(config, None, flags))
+    elif _is_file(config):
+        run = resumed(resume, command, Path(config), flags)
+    else:
+        run = resumed(resume, command, flags=[*filter(None, [config]), *flags])
+    _carry_out(run, command, resume=resume is not None)
+
+
+def _carry_out(run: RunDirectory, command: str, *, resume: bool, apart: bool = False) -> None:
     """Train in this folder and write the report; what was told to end soon exits with a status of its own."""
+    from filmroll.run.courses.course import way_on
     from filmroll.run.courses.orchestrator import train
+    from filmroll.run.courses.sft import sft
     from filmroll.run.directory import newest_run
     from filmroll.run.processes.ending import STOPPED, Ending
     from filmroll.view.display import Display
@@ -120,20 +161,21 @@ def carry_out(run: RunDirectory, *, resume: bool, apart: bool = False) -> None:
     ending = Ending()
     ending.listen()
     settings = run.config()
+    phases = {"sft": None} if command == "sft" else {"warmup": settings.warmup.steps, "rl": settings.rl.steps}
+    take = sft if command == "sft" else train
     control = newest_run(settings.run.control) if settings.run.control else None
-    with Display(run.path, {"warmup": settings.warmup.steps, "rl": settings.rl.steps}) as display:
+    with Display(run.path, phases) as display:
         try:
-            whole = train(settings, run, display.step, resume=resume, apart=apart, ending=ending)
+            whole = take(settings, run, display.step, resume=resume, apart=apart, ending=ending)
         finally:
             report = closing_report(run.path, control=control)
     if not whole:
-        again = "orchestrator --run" if apart else "train --resume"
-        typer.echo(f"stopped at a checkpoint; `filmroll {again} {run.path}` goes on")
+        typer.echo(f"stopped at a checkpoint; {way_on(run, command, apart=apart)} goes on")
         raise typer.Exit(STOPPED)
     typer.echo(display.conclusion(report))
 
 
-def _run(config: Path | None, run: Path | None, flags: list[str]) -> RunDirectory:
+def _run(config: str | None, run: Path | None, flags: list[str]) -> RunDirectory:
     """The run that is meant, with a folder of its own from now on."""
     from filmroll.run.directory import RunDirectory
 
@@ -142,7 +184,7 @@ def _run(config: Path | None, run: Path | None, flags: list[str]) -> RunDirector
     return RunDirectory.at(_loaded(config, run, flags))
 
 
-def _join(role: str, name: str, config: Path | None, run: Path | None, flags: list[str]) -> None:
+def _join(role: str, name: str, config: str | None, run: Path | None, flags: list[str]) -> None:
     from filmroll.run.cluster.join import join, there_will_be
     from filmroll.run.directory import fixed_place
     from filmroll.run.members.member import names_of
@@ -161,15 +203,21 @@ def _join(role: str, name: str, config: Path | None, run: Path | None, flags: li
     join(found, settings, name)
 
 
-def _loaded(config: Path, run: Path | None, flags: list[str]) -> Config:
+def _is_file(config: str | None) -> TypeGuard[str]:
+    """Whether the command line's first word, which may be a flag, names a file."""
+    return config is not None and not config.startswith("-")
+
+
+def _loaded(config: str | None, run: Path | None, flags: list[str]) -> Config:
     """The file's configuration, whose run is in the folder that is given, if one is."""
     from filmroll.run.config import load_config
 
-    if str(config).startswith("-"):
+    if not _is_file(config):
         raise ConfigError(
-            f"{config} stands where the TOML file should", remedy="Name the file first; with --run alone, give no flag"
+            f"{config} stands where the TOML file should",
+            remedy="Name the file first" + ("" if run is None else "; with --run alone, give no flag"),
         )
-    return load_config(config, [*flags, *(() if run is None else ("--run.directory", str(run)))])
+    return load_config(Path(config), [*flags, *(() if run is None else ("--run.directory", str(run)))])
 
 
 def _named(run: Path | None, flags: list[str]) -> Path:

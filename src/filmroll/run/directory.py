@@ -123,6 +123,15 @@ class RunDirectory:
         """Whether anything has been done in it."""
         return self.events_file.exists()
 
+    @property
+    def command(self) -> str:
+        """Whose run it is: train's, sft's or eval's. One that has not begun is sft's if it names data to learn from."""
+        try:
+            with self.events_file.open() as file:
+                return str(json.loads(file.readline()).get("command", "train"))
+        except (OSError, ValueError):
+            return "sft" if self.config().data.path else "train"
+
     def mend(self) -> None:
         """Clear away what a kill has left: a torn last line, and folders that were never finished."""
         if not self.manifest_file.exists():

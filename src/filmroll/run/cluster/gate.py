@@ -64,7 +64,6 @@ class Remote(Watched):
 
     def __init__(self, name: str, number: int, seed: int, run: RunDirectory, patience: float) -> None:
         super().__init__(name, asyncio.get_running_loop().create_future())
-        self.remedy = f"`filmroll orchestrator --run {run.path}` goes on from the last checkpoint"
         self.number = number
         self.wanted = Wanted(number, seed)
         self.there = asyncio.Event()
@@ -106,7 +105,7 @@ class Remote(Watched):
     def lost(self, circumstance: str = "") -> FilmrollError:
         if self.exited.result() != _LOST:
             return super().lost(circumstance)
-        return RunError(f"process {self.name} is lost{circumstance}", remedy=self.remedy, private=self.last_words())
+        return RunError(f"process {self.name} is lost{circumstance}", private=self.last_words())
 
     def last_words(self) -> str:
         return self.last.words

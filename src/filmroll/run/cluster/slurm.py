@@ -33,8 +33,11 @@ class Step:
     gpus: range
 
 
-def layout(config: Config) -> list[Step]:
-    """Every process but the orchestrator. On each node a trainer has the first GPUs and engines the next ones."""
+def layout(config: Config, *, plays: bool = True) -> list[Step]:
+    """Every process but the orchestrator. On each node a trainer has the first GPUs and engines the next ones.
+
+    Where nothing is played, it is the trainer alone.
+    """
     chosen = config.slurm
     taken = dict.fromkeys(range(chosen.nodes), 0)
 
@@ -59,6 +62,8 @@ def layout(config: Config) -> list[Step]:
         step("trainer", name, node, trained.ranks // trained.nodes)
         for name, node in zip(trainer_names(config), training, strict=True)
     ]
+    if not plays:
+        return steps
     others = tuple(node for node in taken if node not in training)
     places = chosen.engine_nodes or others or tuple(training)
     for number, name in enumerate(engine_names(config)):
@@ -76,7 +81,7 @@ def job_script(run: RunDirectory, config: Config) -> str:
         )
     launched_variables(run, config)
     directives = "\n".join(f"#SBATCH {one}" for one in _directives(run, config))
-    starts = "\n".join(_start(one, config) for one in layout(config))
+    starts = "\n".join(_start(one, config) for one in layout(config, plays=run.command == "train"))
     parts = {
         "@DIRECTIVES@": directives,
         "@RUN@": shlex.quote(str(run.path)),

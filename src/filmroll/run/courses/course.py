@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.durable import FULL_STATUS, disk_full, free_at, says_full
-from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
+from filmroll.errors import ConfigError, DiskFullError, RunError
 from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_options
 from filmroll.run.config import TINY, Config, build_config, read_toml
@@ -26,12 +25,19 @@ Observer = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def course(
-    run: RunDirectory, command: str, *, resume: bool = False, ending: Ending | None = None, **about: Any
+    run: RunDirectory,
+    command: str,
+    *,
+    resume: bool = False,
+    apart: bool = False,
+    ending: Ending | None = None,
+    **about: Any,
 ) -> Iterator[None]:
     """The run begins and ends, and its events say so, whatever the end is like.
 
-    A disk that is full, whoever has met it and in whichever words, is one DiskFullError that says how to go on.
+    What ends it says how to go on. A disk that is full is one DiskFullError, whoever has met it and in whichever words.
     """
+    way = "" if command == "eval" else way_on(run, command, apart=apart)
     try:
         run.event("resumed" if resume else "started", command=command, **about)
         try:
@@ -39,20 +45,31 @@ def course(
         except BaseException as error:
             # Where the disk is full, this has no room either.
             with suppress(DiskFullError):
-                run.event("failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+                interrupted = isinstance(error, KeyboardInterrupt)
+                run.event("failed", error="interrupted" if interrupted else str(_saying(way, error)))
             raise
         run.event("stopped" if ending is not None and ending.early else "finished")
     except Exception as error:
-        full = error if isinstance(error, DiskFullError) else disk_full(error) if says_full(error) else None
-        if full is None:
+        if (said := _saying(way, error)) is error:
             raise
-        raise _with_a_way_on(full, run, command) from error
+        raise said from error
 
 
-def _with_a_way_on(full: DiskFullError, run: RunDirectory, command: str) -> FilmrollError:
-    if command == "eval":
-        return full.mended_by("Make room there and start it again")
-    return full.mended_by(f"Make room there; `filmroll {command} --resume {run.path}` goes on from the last checkpoint")
+def way_on(run: RunDirectory, command: str, *, apart: bool = False) -> str:
+    """What goes on with the run."""
+    return f"`filmroll orchestrator --run {run.path}`" if apart else f"`filmroll {command} --resume {run.path}`"
+
+
+def _saying(way: str, error: BaseException) -> BaseException:
+    """The same error, which says how to go on; or itself, where that is not what helps."""
+    full = error if isinstance(error, DiskFullError) else disk_full(error) if says_full(error) else None
+    if full is not None:
+        return full.mended_by(
+            f"Make room there; {way} goes on from the last checkpoint" if way else "Make room there and start it again"
+        )
+    if way and isinstance(error, RunError) and not error.remedy:
+        return error.mended_by(f"{way} goes on from the last checkpoint")
+    return error
 
 
 def ready_model(run: RunDirectory, config: Config) -> Family:
@@ -67,30 +84,19 @@ def ready_model(run: RunDirectory, config: Config) -> Family:
     return load_family(model_dir(run, config))
 
 
-def command_of(run: RunDirectory) -> str:
-    """Which command's run this is: train, sft or eval."""
-    try:
-        with run.events_file.open() as file:
-            first = json.loads(file.readline())
-    except (OSError, ValueError):
-        return "train"
-    return str(first.get("command", "train"))
-
-
 def resumed(path: Path, command: str, file: Path | None = None, flags: Sequence[str] = ()) -> RunDirectory:
     """The run in this folder, ready to be gone on with by the command that began it.
 
     It keeps its configuration, but for what is movable: a file or flags may say that anew.
     """
     run = RunDirectory.open(path)
-    if (began := command_of(run)) != command:
+    if (began := run.command) != command:
+        again = "It cannot be gone on with: start another"
         raise ConfigError(
-            f"{path} is the run of `filmroll {began}`", remedy=f"Go on with it by `filmroll {began} --resume`"
+            f"{path} is the run of `filmroll {began}`",
+            remedy=again if began == "eval" else f"Go on with it by `filmroll {began} --resume`",
         )
     run.mend()
-    if file is not None and str(file).startswith("-"):
-        # The command line takes its first word for a file.
-        file, flags = None, (str(file), *flags)
     if file is not None or flags:
         given = run.config().model_dump(mode="json") if file is None else read_toml(file)
         wanted = build_config(given, list(flags), str(file or path))

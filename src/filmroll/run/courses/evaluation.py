@@ -122,8 +122,9 @@ class Evaluation:
             "memory": memory(self._players.engines.memory(), self._players.worker),
             "seconds": {"rollout": seconds, "total": seconds},
         }
-        self._run.metrics(row)
         self._run.record(step, [rollout_record(one.trajectory, step, self._tokenizer) for one in played])
+        # Last, as in every course: what is noted is recorded.
+        self._run.metrics(row)
         self._observe(row)
         return batch, len(broken)
 

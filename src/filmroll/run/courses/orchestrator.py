@@ -57,7 +57,7 @@ def train(
     Returns whether it has reached its end: False where it was told to end soon.
     """
     ending = ending or Ending()
-    with course(run, "train", resume=resume, ending=ending, chance=config.environment.chance):
+    with course(run, "train", resume=resume, apart=apart, ending=ending, chance=config.environment.chance):
         ready_model(run, config)
         asyncio.run(ending.of(_work(config, run, observe, apart, ending)))
     return not ending.early

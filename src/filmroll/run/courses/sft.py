@@ -42,24 +42,36 @@ RECORDED = 8
 
 
 def sft(
-    config: Config, run: RunDirectory, observe: Observer, *, resume: bool = False, ending: Ending | None = None
+    config: Config,
+    run: RunDirectory,
+    observe: Observer,
+    *,
+    resume: bool = False,
+    apart: bool = False,
+    ending: Ending | None = None,
 ) -> bool:
-    """Learn the configured conversations, in this process and the trainer's.
+    """Learn the configured conversations, in this process and the trainer's; with `apart` that one comes by itself.
 
     Returns whether it has reached its end: False where it was told to end soon.
     """
     ending = ending or Ending()
-    with course(run, "sft", resume=resume, ending=ending):
+    with course(run, "sft", resume=resume, apart=apart, ending=ending):
         family = ready_model(run, config)
         syllabus = Syllabus.of(config, run, family)
-        asyncio.run(ending.of(_sft(config, run, family, syllabus, observe, ending)))
+        asyncio.run(ending.of(_sft(config, run, family, syllabus, observe, apart, ending)))
     return not ending.early
 
 
 async def _sft(
-    config: Config, run: RunDirectory, family: Family, syllabus: Syllabus, observe: Observer, ending: Ending
+    config: Config,
+    run: RunDirectory,
+    family: Family,
+    syllabus: Syllabus,
+    observe: Observer,
+    apart: bool,
+    ending: Ending,
 ) -> bool:
-    async with learner_alone(run) as learner:
+    async with learner_alone(run, apart=apart) as learner:
         progress = await learner.restore()
         # Samples follow from the rows, so none has to outlive a trainer.
         await learner.samples.withdraw(progress.steps)
@@ -179,11 +191,12 @@ class Study:
         last = step + 1 == self._syllabus.steps
         if self._held is not None and (last or (step + 1) % settings.measure_every == 0):
             row["held_out_loss"] = await self._measured(self._held)
-        self._run.metrics(row)
-        self._observe(row)
         if last or step % self._config.run.record_every == 0:
             shown = batch.trajectories[:RECORDED]
             self._run.record(step, [rollout_record(one, step, self._tokenizer) for one in shown])
+        # Last, as in every course: a step that is noted is recorded.
+        self._run.metrics(row)
+        self._observe(row)
 
     async def _measured(self, held: Examples) -> float:
         """The mean loss over the tokens of all held-out rows, some rows at a time."""

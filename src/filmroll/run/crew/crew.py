@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import psutil
@@ -61,10 +61,8 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
     """The run's processes, started and ended together; `apart`, those that come by themselves, sent away together."""
     async with AsyncExitStack() as stack:
         config = run.config()
-        starter: Starter = Here(run, config)
-        if apart:
-            names = [*engine_names(config), *trainer_names(config), "worker"]
-            starter = await stack.enter_async_context(opened_gate(run, config, names))
+        names = [*engine_names(config), *trainer_names(config), "worker"] if apart else []
+        starter = await _starter(run, config, names, stack)
         engines = await started_engines(run, config, stack, starter)
         learner = await started_learner(run, config, stack, starter)
         players = await started_players(run, config, engines, stack, starter)
@@ -73,12 +71,21 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
 
 
 @asynccontextmanager
-async def learner_alone(run: RunDirectory) -> AsyncIterator[Learner]:
-    """A run's trainer, where nothing is sampled."""
+async def learner_alone(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Learner]:
+    """A run's trainer, where nothing is sampled; `apart`, it comes by itself."""
     async with AsyncExitStack() as stack:
-        learner = await started_learner(run, run.config(), stack)
+        config = run.config()
+        starter = await _starter(run, config, trainer_names(config) if apart else [], stack)
+        learner = await started_learner(run, config, stack, starter)
         await learner.connect()
         yield learner
+
+
+async def _starter(run: RunDirectory, config: Config, apart: Sequence[str], stack: AsyncExitStack) -> Starter:
+    """Who starts the run's processes: this machine, or a gate for those that come by themselves."""
+    if not apart:
+        return Here(run, config)
+    return await stack.enter_async_context(opened_gate(run, config, apart))
 
 
 async def started_engines(
@@ -101,11 +108,9 @@ async def started_players(
     return players
 
 
-async def started_learner(
-    run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter | None = None
-) -> Learner:
+async def started_learner(run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter) -> Learner:
     """The run's trainer, being started; it ends with the stack."""
-    learner = Learner(run, config, lambda: start_trainer(starter or Here(run, config), config))
+    learner = Learner(run, config, lambda: start_trainer(starter, config))
     await learner.start()
     stack.push_async_callback(learner.stop)
     return learner

@@ -25,8 +25,6 @@ WORDS = 500
 class Watched(ABC):
     """Something that runs under a name. Losing it is an error of whatever waits on it."""
 
-    remedy = ""
-
     def __init__(self, name: str, exited: asyncio.Future[int]) -> None:
         self.name = name
         self.exited = exited
@@ -50,7 +48,7 @@ class Watched(ABC):
                 f"process {self.name} ended because a disk is full", remedy="Make room there", private=self.last_words()
             )
         problem = f"process {self.name} ended with status {status}{circumstance}"
-        return RunError(problem, remedy=self.remedy, private=self.last_words())
+        return RunError(problem, private=self.last_words())
 
     @abstractmethod
     def last_words(self) -> str:

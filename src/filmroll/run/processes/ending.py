@@ -33,7 +33,7 @@ class Ending:
         except asyncio.CancelledError:
             if not self.now:
                 raise
-            raise RunError("the run was ended by SIGTERM", remedy="It can go on from its last checkpoint") from None
+            raise RunError("the run was ended by SIGTERM") from None
 
     def _end(self, work: asyncio.Future[bool]) -> None:
         """End what is being done at once."""

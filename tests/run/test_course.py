@@ -1,0 +1,93 @@
+"""How a run ends: its events say it, and the error tells what goes on with it, as it was begun."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from filmroll.errors import ConfigError, DiskFullError, PeerError, RunError
+from filmroll.run.config import Config
+from filmroll.run.courses.course import course, resumed
+from filmroll.run.directory import RunDirectory
+from tests.run.test_train import command
+
+ON = "goes on from the last checkpoint"
+FULL = OSError(28, "No space left on device")
+
+
+def made(place: Path, **sections: object) -> RunDirectory:
+    return RunDirectory.create(Config.model_validate({"run": {"directory": str(place / "run")}, **sections}))
+
+
+def events(run: RunDirectory) -> list[dict]:
+    return [json.loads(line) for line in run.events_file.read_text().splitlines()]
+
+
+def ends_with(run: RunDirectory, name: str, error: Exception, *, apart: bool = False) -> Exception:
+    """What the error of a run's body is to whoever started it; its event says the same."""
+    with pytest.raises(Exception, match=r".") as caught, course(run, name, apart=apart):
+        raise error
+    assert events(run)[-1]["error"] == str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "apart", "way"),
+    [
+        ("train", False, "train --resume"),
+        ("sft", False, "sft --resume"),
+        ("train", True, "orchestrator --run"),
+        ("sft", True, "orchestrator --run"),
+    ],
+)
+def test_what_ends_a_run_says_what_goes_on_with_it(tmp_path: Path, name: str, apart: bool, way: str) -> None:
+    run = made(tmp_path)
+    on = f"`filmroll {way} {run.path}` {ON}"
+    for error in (RunError("process trainer is lost"), PeerError("KeyError: 'a'")):
+        assert str(ends_with(run, name, error, apart=apart)) == f"{error.problem}. {on}"
+    for error in (FULL, DiskFullError("there is no room", remedy="Make room there")):
+        full = ends_with(run, name, error, apart=apart)
+        assert isinstance(full, DiskFullError)
+        assert str(full).endswith(f"Make room there; {on}")
+
+
+def test_an_evaluation_is_started_again(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    assert str(ends_with(run, "eval", FULL)).endswith("Make room there and start it again")
+    assert str(ends_with(run, "eval", RunError("process worker is lost"))) == "process worker is lost"
+    with pytest.raises(ConfigError, match=r"the run of `filmroll eval`\. It cannot be gone on with: start another"):
+        resumed(run.path, "train")
+
+
+def test_an_error_that_says_what_to_do_is_left_alone(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    for error in (RunError("it has not come", remedy="Start it"), ConfigError("two of them"), KeyError("a")):
+        assert ends_with(run, "train", error) is error
+
+
+def test_a_run_that_has_not_begun_is_that_of_the_command_whose_configuration_it_has(tmp_path: Path) -> None:
+    """Such as one that was ended before its first word, or that `filmroll slurm` has submitted."""
+    learns = made(tmp_path / "sft", data={"path": "chats.jsonl"})
+    plays = made(tmp_path / "train")
+    assert (learns.command, plays.command) == ("sft", "train")
+    with course(plays, "eval"):
+        pass
+    with course(learns, "train"):
+        pass
+    assert (learns.command, plays.command) == ("train", "eval")
+
+
+def test_a_flag_may_stand_where_the_file_could_and_is_read_as_it_is(tmp_path: Path) -> None:
+    run = made(tmp_path)
+
+    def said(*words: str) -> str:
+        done = subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=100)
+        assert done.returncode == 2, done.stdout
+        return done.stderr
+
+    for words in (["--run.control=runs//one/"], ["--run.control", "runs//one/"]):
+        assert "run.control is '' there and 'runs//one/' here" in said("train", "--resume", str(run.path), *words)
+    assert "--rl.steps stands where the TOML file should. Name the file first\n" in said("train", "--rl.steps", "3")
