@@ -29,6 +29,11 @@ def says_full(error: BaseException) -> str:
     return os.strerror(number) if number in _FULL else ""
 
 
+def tells_full(text: str) -> bool:
+    """Whether it tells, in the system's words, that a disk is full: what a program leaves that is not ours."""
+    return any(os.strerror(number) in text for number in _FULL)
+
+
 def disk_full(error: BaseException, what: str = "what is to be written", place: Path | None = None) -> DiskFullError:
     """That error, for whoever has seen that it `says_full`; `place` is where there was no room for `what`."""
     if place is None and isinstance(error, OSError) and error.filename is not None:

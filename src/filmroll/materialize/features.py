@@ -104,7 +104,7 @@ class Features:
         self.fingerprint = _fingerprint(family, self.versions)
         self.run_id = _run_id(folder.absolute())
         self._modality = family.vllm_modality or "image"
-        self._outline = family.pixels([np.zeros((64, 64, 3), np.uint8)], "uint8")
+        self._outline = family.outline(family.layout(64, 64))
         self._ttl_s = ttl_s
         self.watch = Watch()
         self._shelf = FileShelf(folder)

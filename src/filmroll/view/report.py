@@ -57,7 +57,7 @@ def closing_report(run: Path, *, control: Path | None = None) -> str:
 def _page(run: RunRecord, control: RunRecord | None) -> str:
     now = time.time()
     darkroom = Darkroom(_images(run))
-    notes = [*run.notes, *summary.broken(run)]
+    notes = [*run.notes, *summary.broken(run), *summary.room(run)]
     if control is not None:
         notes += [f"control run: {note}" for note in control.notes]
     head = summary.headline(run, control, now)

@@ -12,6 +12,7 @@ from typing import Any
 from filmroll.view import restarts
 from filmroll.view.records import Row, RunRecord
 from filmroll.view.series import column, last_mean, number, total
+from filmroll.view.words import size
 
 RUNNING_SECONDS = 600.0
 """A run without an end that has written nothing for so long is taken to be stopped."""
@@ -194,6 +195,16 @@ def broken(run: RunRecord) -> list[str]:
             if steps:
                 said.append(f"{len(steps)} {phase} step(s) have a {key} that is no number, first step {steps[0]}.")
     return said
+
+
+def room(run: RunRecord) -> list[str]:
+    """The last time that the disk was found to be nearly full."""
+    found = [row for row in run.events if row.get("kind") == "room_short"]
+    return [
+        f"The disk had {size(number(row, 'free'))} left, and two more checkpoints with their weights "
+        f"take {size(number(row, 'needed'))}."
+        for row in found[-1:]
+    ]
 
 
 def _times(run: RunRecord) -> list[float]:

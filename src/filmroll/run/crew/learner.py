@@ -17,6 +17,7 @@ from filmroll.run.directory import RunDirectory
 from filmroll.run.members.member import Member
 from filmroll.run.members.roles import codec
 from filmroll.run.processes.lives import Lives
+from filmroll.run.room import Room
 from filmroll.train.step import Ask, Measure, Measured, Progress, Publish, Restored, StepReport, Take, TrainStep
 from filmroll.wire.channel import Caller
 from filmroll.wire.transport import Sender, open_sender
@@ -37,6 +38,7 @@ class Learner:
         self._config = config
         self._start = start
         self._lives = Lives(config.run.restarts)
+        self._room = Room(run, config)
         self._caller: Caller | None = None
         self._samples: Sender[TrainStep] | None = None
         self._learnt = 0
@@ -60,6 +62,7 @@ class Learner:
         return self._samples
 
     async def restore(self) -> Progress:
+        self._room.look()
         restored = await self._ask("restore", Ask(), Restored)
         stream = open_sender(restored.samples, codec(self._config), self._config.transport.window)
         self._samples = await self.process.watch(stream)
@@ -91,6 +94,7 @@ class Learner:
 
     async def save(self, progress: Progress) -> None:
         await self._ask("save", progress, Ask)
+        self._room.look()
         self._masked = {number: names for number, names in self._masked.items() if number >= progress.steps}
 
     async def publish(self, version: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from shutil import disk_usage
 from typing import Self
 
+from filmroll.durable import FULL_STATUS, tells_full
 from filmroll.engine.vllm.launch import VllmServer, check_flags, find_vllm
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import RunError
@@ -56,7 +58,10 @@ def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, see
 
 
 class VllmProcess(Process):
-    """vLLM's server. It announces nothing, so it is asked whether it can be spoken to."""
+    """vLLM's server. It announces nothing, so it is asked whether it can be spoken to.
+
+    Nor has it a status for a full disk, so its log is: whether it tells of one, or is on one itself.
+    """
 
     url: str
 
@@ -65,6 +70,12 @@ class VllmProcess(Process):
         process = await cls.start(name, leashed(server.command()), run, server.environment())
         process.url = url_of(server.host, server.port)
         return process
+
+    async def _exit(self) -> int:
+        status = await super()._exit()
+        # What a signal has ended did not fail.
+        failed = status >= 0
+        return FULL_STATUS if failed and (tells_full(self.said()) or not disk_usage(self.log).free) else status
 
     async def endpoint(self) -> str:
         try:

@@ -36,11 +36,13 @@ class Announcement(msgspec.Struct, frozen=True):
 class Process(Child):
     """One process of the run; what it prints is in a log of its own."""
 
-    def __init__(self, name: str, run: RunDirectory, process: asyncio.subprocess.Process, leash: int) -> None:
+    def __init__(
+        self, name: str, run: RunDirectory, process: asyncio.subprocess.Process, leash: int, begun: int
+    ) -> None:
         self.run = run
         self.log = _log(run, name)
+        self._begun = begun
         self.patience = _PATIENCE
-        self.remedy = f"`filmroll train --resume {run.path}` goes on from the last checkpoint"
         super().__init__(name, process, self._last_line, leash)
 
     @classmethod
@@ -51,11 +53,12 @@ class Process(Child):
         _announcement(run, name).unlink(missing_ok=True)
         theirs, leash = os.pipe()
         with os.fdopen(theirs) as input_, _log(run, name).open("ab") as log:
+            begun = log.tell()
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=input_, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **launched_variables(run, run.config()), **(environment or {})},
             )  # fmt: skip
-        return cls(name, run, process, leash)
+        return cls(name, run, process, leash, begun)
 
     async def endpoint(self) -> str:
         """Where the process listens, once it does."""
@@ -71,8 +74,14 @@ class Process(Child):
     def last_words(self) -> str:
         return f"{super().last_words()}; log: {self.log}"
 
+    def said(self) -> str:
+        """All that it has printed; those who were started under its name before have printed into the same log."""
+        with self.log.open("rb") as log:
+            log.seek(self._begun)
+            return log.read().decode(errors="replace")
+
     def _last_line(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self.said().splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
 
