@@ -22,8 +22,8 @@ demo-tests: $(READY) $(VENV)-vllm/.ready  ## the demo on seeds 0 to 4, with vLLM
 
 test: lint check  ## lint and all tests
 
-check: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS)
+check: $(READY)  # a file to a worker, so that what a file's tests share is made once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style, types, and which floor imports which
 	$(BIN)/ruff check .
