@@ -20,10 +20,13 @@ demo-vllm: $(READY) $(VENV)-vllm/.ready  ## the same run, sampled by vLLM on the
 demo-tests: $(READY) $(VENV)-vllm/.ready  ## the demo on seeds 0 to 4, with vLLM, in more processes, its control, and killed in every way; about an hour
 	$(BIN)/python -m pytest -m demo -s tests/demo
 
+# Of more threads than processors, each burns its share of time in waiting for the others.
+check test-faults reliability: export OMP_NUM_THREADS := 1
+
 test: lint check  ## lint and all tests
 
 check: $(READY)  # a file to a worker, so that what a file's tests share is made once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style, types, and which floor imports which
 	$(BIN)/ruff check .
