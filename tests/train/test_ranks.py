@@ -32,31 +32,36 @@ PATIENCE = 250
 
 
 class Together:
-    """Two ranks in a folder of their own; or one of two machines, that of this number."""
+    """Two ranks in a folder of their own; or one of two machines, that of this number. `then` are further plans."""
 
-    def __init__(self, place: Path, model: Path, store: Path, do, fault="", node="", **more):
+    def __init__(self, place, model, store, do, fault="", node="", then=(), **more):
         self.place = place
-        place.mkdir(exist_ok=True)
-        told = {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault, **more}
-        (place / "plan.json").write_text(json.dumps(told))
+        plans = [planned(place, model, store, do, fault=fault, **more), *then]
+        (place / "plans.json").write_text(json.dumps(plans))
         self.log = place / f"log{node}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.train.together", str(place / "plan.json"), *node],
+                [sys.executable, "-m", "tests.train.together", str(place / "plans.json"), *node],
                 stdout=log, stderr=log, cwd=Path(__file__).parents[2],
             )  # fmt: skip
 
-    def wait_for(self, name):
+    def wait_for(self, name, place=None):
         end = time.monotonic() + PATIENCE
-        while not (self.place / name).exists():
+        while not ((place or self.place) / name).exists():
             assert time.monotonic() < end, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             time.sleep(0.05)
 
     def answers(self):
-        self.wait_for("finished")
+        """Those of the only plan."""
+        found = self.answers_in(self.place)
         self.end()
-        return [json.loads(line) for line in (self.place / "answers").read_text().splitlines()]
+        return found
+
+    def answers_in(self, place):
+        """Those of the plan that has this folder."""
+        self.wait_for("finished", place)
+        return [json.loads(line) for line in (place / "answers").read_text().splitlines()]
 
     def pids(self):
         return [int((self.place / f"pid_{rank}").read_text()) for rank in (0, 1)]
@@ -66,14 +71,42 @@ class Together:
         self.process.wait(60)
 
 
+def planned(place, model, store, do, fault="", **more):
+    place.mkdir(exist_ok=True)
+    return {"place": str(place), "model": str(model), "store": str(store), "do": do, "fault": fault, **more}
+
+
 def alone(place, model, store, do, **more):
-    told = {"place": str(place), "model": str(model), "store": str(store), "do": do, **more}
+    told = planned(place, model, store, do, **more)
     return list(answers(told, team_of(told, Ranks())))
+
+
+OBJECTIVES = {
+    "samples": {"length": "samples", "ratio": "sequence", "clip_high": 0.05, "kl": 0.5},
+    "constant": {"length": "constant", "constant": 9, "truncate_at": 1.1, "kl": 0.5, "kl_estimator": "k2"},
+}
+DRESS = {"lora_rank": 4, "freeze_vision": True, "gradient_checkpointing": True}
+MINIMIZED = [*FIRST[:3], ["nothing", 3], ["step", 4]]
+DRESSED = [*FIRST[:3], ["save", 3], ["publish", 1], ["step", 3], ["restore", 0], ["step", 3]]
+TIED = [*FIRST[:3], ["save", 3], ["publish", 1], ["restore", 0], ["step", 3]]
+GO_ON = [["restore", 0], *LAST]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module")
+def tied_model(tiny_model, tmp_path_factory):
+    """As small releases have it: one tensor embeds and is the head."""
+    tied = tmp_path_factory.mktemp("tied") / "model"
+    shutil.copytree(tiny_model, tied)
+    model = load_model(tiny_model)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    model.save_pretrained(tied)
+    return tied
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +116,27 @@ def by_one(tiny_model, store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_two(tiny_model, store, tmp_path_factory):
-    place = tmp_path_factory.mktemp("two")
-    return place, Together(place, tiny_model, store, [*WHOLE, *AND_THEN]).answers()
+def two(by_one, tiny_model, tied_model, store, tmp_path_factory):
+    """What two ranks have done and answered, by the plan's name: one start for all of it."""
+    folder = tmp_path_factory.mktemp("two")
+    plans = [
+        *(
+            planned(folder / name, tiny_model, store, MINIMIZED, objective=objective)
+            for name, objective in OBJECTIVES.items()
+        ),
+        planned(folder / "dressed", tiny_model, store, DRESSED, dress=DRESS),
+        planned(folder / "tied", tied_model, store, TIED),
+        planned(folder / "gone on", tiny_model, store, GO_ON),
+    ]
+    shutil.copytree(by_one[0] / "checkpoints", folder / "gone on" / "checkpoints")
+    together = Together(folder / "whole", tiny_model, store, [*WHOLE, *AND_THEN], then=plans)
+    yield lambda name: (folder / name, together.answers_in(folder / name))
+    together.end()
+
+
+@pytest.fixture(scope="module")
+def by_two(two):
+    return two("whole")
 
 
 def assert_same(found, expected):
@@ -118,65 +169,48 @@ def test_a_step_without_images_and_one_of_too_few_samples_are_the_same_too(by_on
         assert by_two[1][24][name] == pytest.approx(by_one[1][24][name], rel=LOSS)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        {"length": "samples", "ratio": "sequence", "clip_high": 0.05, "kl": 0.5},
-        {"length": "constant", "constant": 9, "truncate_at": 1.1, "kl": 0.5, "kl_estimator": "k2"},
-    ],
-    ids=["samples", "constant"],
-)
-def test_whatever_is_minimized_two_do_as_one(tiny_model, store, tmp_path, objective):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_whatever_is_minimized_two_do_as_one(two, tiny_model, store, tmp_path, name):
     """Means over samples and by a constant, held to a reference; and a step of which nothing is left."""
-    do = [*FIRST[:3], ["nothing", 3], ["step", 4]]
-    one = alone(tmp_path / "one", tiny_model, store, do, objective=objective)
-    two = Together(tmp_path / "two", tiny_model, store, do, objective=objective).answers()
+    one = alone(tmp_path, tiny_model, store, MINIMIZED, objective=OBJECTIVES[name])
+    _, found = two(name)
     for at in (0, 1, 2, 4):
-        assert_same(two[at], one[at])
-        for name in ("truncated_fraction", "reference_kl", "mismatch_kl"):
-            assert two[at][name] == pytest.approx(one[at][name], rel=1e-4, abs=1e-9), name
-    assert two[4]["reference_kl"] > 1e-6
-    assert (two[3]["micro_batches"], two[3]["loss"], two[3]["entropy"]) == (0, 0, None)
+        assert_same(found[at], one[at])
+        for mean in ("truncated_fraction", "reference_kl", "mismatch_kl"):
+            assert found[at][mean] == pytest.approx(one[at][mean], rel=1e-4, abs=1e-9), mean
+    assert found[4]["reference_kl"] > 1e-6
+    assert (found[3]["micro_batches"], found[3]["loss"], found[3]["entropy"]) == (0, 0, None)
 
 
-def test_a_dressed_model_is_trained_by_two_as_by_one(tiny_model, store, tmp_path):
+def test_a_dressed_model_is_trained_by_two_as_by_one(two, tiny_model, store, tmp_path):
     """Adapters, a frozen tower and layers that are computed again; a checkpoint holds what is trained, and no more."""
-    dress = {"lora_rank": 4, "freeze_vision": True, "gradient_checkpointing": True}
-    do = [*FIRST[:3], ["save", 3], ["publish", 1], ["step", 3], ["restore", 0], ["step", 3]]
-    one = alone(tmp_path / "one", tiny_model, store, do, dress=dress)
-    two = Together(tmp_path / "two", tiny_model, store, do, dress=dress).answers()
+    one = alone(tmp_path, tiny_model, store, DRESSED, dress=DRESS)
+    place, found = two("dressed")
     for at in (0, 1, 2, 5, 7):
-        assert_same(two[at], one[at])
-    assert_same(two[7], two[5])
+        assert_same(found[at], one[at])
+    assert_same(found[7], found[5])
     before = load_model(tiny_model).state_dict()
     shapes = {name: tuple(value.shape) for name, value in before.items()}
-    written = [read_weights(tmp_path / name / "weights", 1, shapes) for name in ("one", "two")]
+    written = [read_weights(folder / "weights", 1, shapes) for folder in (tmp_path, place)]
     changed = {name for name, value in written[1].items() if not torch.equal(value, before[name])}
     assert changed
     assert not any("visual" in name for name in changed)
     for name, value in written[0].items():
         torch.testing.assert_close(written[1][name], value, rtol=0, atol=WEIGHTS, msg=name)
-    files = (tmp_path / "two" / "checkpoints" / "step_000004").glob("*.safetensors")
+    files = (place / "checkpoints" / "step_000004").glob("*.safetensors")
     names = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 not a dict
     kept = {name for name in names if name.startswith("model/")}
     assert kept
     assert all("lora_" in name for name in kept)
 
 
-def test_tied_embeddings_stay_one_tensor(tiny_model, store, tmp_path):
-    """As small releases have them: of one gradient, written once."""
-    tied = tmp_path / "tied"
-    shutil.copytree(tiny_model, tied)
-    model = load_model(tiny_model)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
-    model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    model.save_pretrained(tied)
-    do = [*FIRST[:3], ["save", 3], ["publish", 1], ["restore", 0], ["step", 3]]
-    one = alone(tmp_path / "one", tied, store, do)
-    two = Together(tmp_path / "two", tied, store, do).answers()
+def test_tied_embeddings_stay_one_tensor(two, tied_model, store, tmp_path):
+    """Of one gradient, written once."""
+    one = alone(tmp_path, tied_model, store, TIED)
+    place, found = two("tied")
     for at in (0, 1, 2, 6):
-        assert_same(two[at], one[at])
-    manifests = [json.loads((tmp_path / name / "weights/step_1" / MANIFEST).read_text()) for name in ("one", "two")]
+        assert_same(found[at], one[at])
+    manifests = [json.loads((folder / "weights/step_1" / MANIFEST).read_text()) for folder in (tmp_path, place)]
     assert manifests[0]["tied"] == manifests[1]["tied"] != {}
     assert manifests[0]["tensors"] == manifests[1]["tensors"]
 
@@ -224,9 +258,8 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(by_two):
         assert_same(again, first)
 
 
-def test_two_go_on_from_the_checkpoint_of_one(by_one, tiny_model, store, tmp_path):
-    shutil.copytree(by_one[0] / "checkpoints", tmp_path / "checkpoints")
-    found = Together(tmp_path, tiny_model, store, [["restore", 0], *LAST]).answers()
+def test_two_go_on_from_the_checkpoint_of_one(by_one, two):
+    _, found = two("gone on")
     assert found[0]["rl"] == 10
     for again, first in zip(found[1:], by_one[1][11:21], strict=True):
         assert_same(again, first)
@@ -236,7 +269,7 @@ def test_one_goes_on_from_the_checkpoint_of_two(by_one, by_two, tiny_model, stor
     """The same file holds no part of one rank alone."""
     shutil.copytree(by_two[0] / "checkpoints", tmp_path / "checkpoints")
     assert len(list((tmp_path / "checkpoints" / "step_000011").glob("*.safetensors"))) == 2
-    found = alone(tmp_path, tiny_model, store, [["restore", 0], *LAST])
+    found = alone(tmp_path, tiny_model, store, GO_ON)
     assert found[0]["rl"] == 10
     for again, first in zip(found[1:], by_one[1][11:21], strict=True):
         assert_same(again, first)

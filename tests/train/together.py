@@ -1,8 +1,10 @@
 """A trainer of any number of ranks that does what a list says: a program under torchrun, or here alone.
 
-    python -m tests.train.together PLAN.json [NODE]
+    python -m tests.train.together PLANS.json [NODE]
 
-NODE is this machine's number where the ranks are on two of them. Every answer is a line in a file beside the plan.
+Each plan has a trainer and a folder of its own; the ranks go through them one after the other, because their start
+takes longer than most plans. NODE is this machine's number where the ranks are on two of them. Every answer is a line
+in a file in the plan's folder.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +115,47 @@ def answers(told: dict[str, Any], team: Team) -> Iterator[Any]:
             yield {"error": type(error).__name__, "text": str(error), "out_of_step": team.ranks.out_of_step}
 
 
-def main(told: dict[str, Any]) -> None:
-    place, ranks = Path(told["place"]), Ranks.join()
-    team = team_of(told, ranks)
+class NextPlan(BaseException):
+    """Rank 0 has gone on to it."""
+
+
+class Planned(Ranks):
+    """Ranks of which rank 0 may also say that it goes on to the next plan."""
+
+    def order(self, said: bytes = b"") -> bytes:
+        heard = super().order(said)
+        if heard == NEXT and not self.leads:
+            raise NextPlan
+        return heard
+
+
+NEXT = b"the next plan"
+
+
+def main(plans: list[dict[str, Any]]) -> None:
+    ranks = Planned.join()
+    for told in plans:
+        carry_out(told, ranks, last=told is plans[-1])
+    # Until whoever started this has seen it, and ends it.
+    time.sleep(600)
+
+
+def carry_out(told: dict[str, Any], ranks: Ranks, *, last: bool) -> None:
+    place, team = Path(told["place"]), team_of(told, ranks)
     (place / f"pid_{ranks.rank}").write_text(str(os.getpid()))
     if told["fault"] and ranks.rank == 1:
         layer = team._trainer.model.model.language_model.layers[1]
         layer.register_forward_pre_hook(lambda *_: FAULTS[told["fault"]](place))
     if not ranks.leads:
-        team.follow()
+        with suppress(NextPlan):
+            team.follow()
+        return
     for answer in answers(told, team):
         with (place / "answers").open("a") as file:
             file.write(json.dumps(answer) + "\n")
+    if not last:
+        ranks.order(NEXT)
     (place / "finished").touch()
-    # Until whoever started this has seen it, and ends it.
-    time.sleep(600)
 
 
 def _fail(_place: Path) -> None:
@@ -144,9 +173,9 @@ FAULTS = {"fails": _fail, "waits": _wait}
 if __name__ == "__main__":
     from filmroll.run.processes.torchrun import Meeting, is_rank, saying_what_failed, start_ranks
 
-    told = json.loads(Path(sys.argv[1]).read_text())
-    meeting = Meeting(**told["meeting"], node=int(sys.argv[2]), nodes=2, sign=7) if sys.argv[2:] else None
+    plans = json.loads(Path(sys.argv[1]).read_text())
+    meeting = Meeting(**plans[0]["meeting"], node=int(sys.argv[2]), nodes=2, sign=7) if sys.argv[2:] else None
     if is_rank():
-        saying_what_failed(lambda: main(told))
+        saying_what_failed(lambda: main(plans))
     else:
         start_ranks(2, ["-m", "tests.train.together", sys.argv[1]], meeting)
