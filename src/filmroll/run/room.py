@@ -31,11 +31,11 @@ class Room:
         needed, free = AHEAD * self._next(), shutil.disk_usage(self._run.checkpoints).free
         before, self._short = self._short, free < needed
         if self._short and not before:
+            self._run.event("room_short", free=free, needed=needed)
             _log.warning(
                 "the disk of %s has %s bytes left, and %d more checkpoints with their weights take %s: make room there",
                 self._run.path, f"{free:,}", AHEAD, f"{needed:,}",
             )  # fmt: skip
-            self._run.event("room_short", free=free, needed=needed)
 
     def _next(self) -> int:
         """What the next checkpoint and the weights beside it take: as much as the last ones, or by the model's files.
