@@ -15,7 +15,6 @@ import torch
 
 from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.families import Family, load_family
-from filmroll.families.tiny import build_tiny_model
 from filmroll.image import ImageRef
 from filmroll.materialize.feed import load_model, suppress
 from filmroll.materialize.materializer import Materializer
@@ -75,13 +74,12 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    model_dir = build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+def desk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     store_dir = tmp_path_factory.mktemp("store")
-    family = load_family(model_dir)
-    config = load_model(model_dir).config
+    family = load_family(tiny_model)
+    config = load_model(tiny_model).config
     return Desk(
-        model_dir=model_dir,
+        model_dir=tiny_model,
         store_dir=store_dir,
         family=family,
         store=open_store(str(store_dir)),

@@ -169,8 +169,11 @@ def test_a_batch_that_breaks_fails_and_the_engine_goes_on(
         raise MemoryError("no room")
 
     async def overlapping() -> list[Any]:
-        first = asyncio.create_task(engine.generate(desk.request(max_tokens=400)))
-        await asyncio.sleep(0.1)
+        begun = asyncio.Event()
+        first = asyncio.create_task(engine.generate(desk.request(max_tokens=1000), heard=lambda *_: begun.set()))
+        heard = asyncio.create_task(begun.wait())
+        await asyncio.wait([first, heard], return_when=asyncio.FIRST_COMPLETED)
+        heard.cancel()
         second = asyncio.create_task(engine.generate(desk.request(max_tokens=400)))
         return await asyncio.gather(first, second, return_exceptions=True)
 
@@ -181,18 +184,25 @@ def test_a_batch_that_breaks_fails_and_the_engine_goes_on(
 
 
 def test_a_cancelled_request_leaves_the_batch(desk: Any, engine: EmbeddedEngine) -> None:
+    sampled = 0
+
     async def leave() -> None:
-        task = asyncio.create_task(engine.generate(desk.request(words=3, max_tokens=5000)))
-        await asyncio.sleep(0.1)
+        begun = asyncio.Event()
+
+        def heard(*_: Any) -> None:
+            nonlocal sampled
+            sampled += 1
+            begun.set()
+
+        task = asyncio.create_task(engine.generate(desk.request(words=3, max_tokens=5000), heard=heard))
+        await begun.wait()
         assert engine._loop._batch is not None
         task.cancel()
-        for _ in range(100):
+        while engine._loop._batch is not None:  # noqa: ASYNC110 the model's thread sets no event
             await asyncio.sleep(0.02)
-            if engine._loop._batch is None:
-                return
-        pytest.fail("the row went on after its client had left")
 
     asyncio.run(leave())
+    assert sampled < 4000, "the row went on after its client had left"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

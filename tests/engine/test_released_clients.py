@@ -7,6 +7,7 @@ conversation: the same tokens, the same logprobs.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import httpx
 import numpy as np
 import pytest
 import renderers.client
-import verifiers.v1 as vf
 from openai import AsyncOpenAI, BadRequestError
 from renderers import create_renderer
 from renderers.base import load_tokenizer
@@ -23,10 +23,17 @@ from renderers.configs import Qwen3VLRendererConfig
 
 from filmroll.render import Rendered, Renderer
 from tests.conftest import Served
-from tests.engine import talking
 from tests.engine.asking import by_reference, data_uri, generated, picture, said, stored
 
 GREEDY = {"temperature": 0, "max_tokens": 7}
+
+
+@pytest.fixture(scope="module")
+def vf() -> Any:
+    """`verifiers`, imported only where it is used: that takes longer than all the rest of these imports."""
+    import verifiers.v1
+
+    return verifiers.v1
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +152,9 @@ def test_renderers_hears_what_is_wrong_with_an_image(served: Served, client: htt
 
 
 @pytest.fixture
-def agent(served: Served, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> vf.Agent:
+def agent(vf: Any, served: Served, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A policy as a training run of verifiers' configures it."""
-    monkeypatch.setitem(sys.modules, "talking", talking)
+    monkeypatch.setitem(sys.modules, "talking", importlib.import_module("tests.engine.talking"))
     client = vf.TrainClientConfig(
         base_url=f"{served.url}/v1",
         api_key_var="NO_KEY",
@@ -161,12 +168,12 @@ def agent(served: Served, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_verifiers_rolls_out_with_images(
-    served: Served, client: httpx.Client, writer: Renderer, agent: vf.Agent
+    served: Served, client: httpx.Client, writer: Renderer, vf: Any, agent: Any
 ) -> None:
     """Its whole machinery: a task whose prompt shows an image, two more turns, a trace with tokens and logprobs."""
     messages = [message(*urls, text=f"picture {number}?") for number, urls in enumerate(shown(served))]
 
-    async def roll_out() -> vf.Trace:
+    async def roll_out() -> Any:
         async with agent.interaction(vf.Task(vf.TaskData(prompt=messages[:1]))) as talk:
             await talk.turn()
             for new in messages[1:]:
@@ -194,15 +201,15 @@ def test_verifiers_rolls_out_with_images(
     ]
 
 
-def test_many_rollouts_of_verifiers_at_once(served: Served, agent: vf.Agent) -> None:
-    async def roll_out(number: int) -> vf.Trace:
+def test_many_rollouts_of_verifiers_at_once(served: Served, vf: Any, agent: Any) -> None:
+    async def roll_out(number: int) -> Any:
         first = message(data_uri(picture(number % 5)), text=f"picture {number}?")
         async with agent.interaction(vf.Task(vf.TaskData(prompt=[first]))) as talk:
             await talk.turn()
             await talk.turn([message(stored(served, number % 3).uri, text="and now?")])
         return talk.trace
 
-    async def all_of_them() -> list[vf.Trace]:
+    async def all_of_them() -> list[Any]:
         return await asyncio.gather(*map(roll_out, range(16)))
 
     for trace in asyncio.run(all_of_them()):
@@ -211,8 +218,8 @@ def test_many_rollouts_of_verifiers_at_once(served: Served, agent: vf.Agent) -> 
         assert all(len(node.logprobs) == sum(node.mask) > 0 for node in trace.nodes if node.sampled)
 
 
-def test_a_rollout_of_verifiers_says_what_the_engine_refused(served: Served, agent: vf.Agent) -> None:
-    async def roll_out(url: str) -> vf.Trace:
+def test_a_rollout_of_verifiers_says_what_the_engine_refused(served: Served, vf: Any, agent: Any) -> None:
+    async def roll_out(url: str) -> Any:
         async with agent.interaction(vf.Task(vf.TaskData(prompt=[message(url, text="?")]))) as talk:
             await talk.turn()
         return talk.trace

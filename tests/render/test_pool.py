@@ -118,8 +118,8 @@ def test_the_event_loop_goes_on_while_a_long_prompt_is_rendered(renderer):
             await asyncio.sleep(0)
 
     held_up = asyncio.run(longest_pause(on_the_loop))
-    went_on = min(asyncio.run(longest_pause(beside)) for _ in range(2))
-    assert went_on < held_up / 2
+    # Once is enough: what else runs on the machine may hold up either.
+    assert any(asyncio.run(longest_pause(beside)) < held_up / 2 for _ in range(5))
 
 
 def test_a_pool_without_threads_is_refused(renderer):

@@ -85,11 +85,18 @@ def there(tiny_model, served) -> Renderer:
     return load_renderer(tiny_model, open_store(str(served.store)))
 
 
-def play(url: str, renderer: Renderer, environment: Environment, method: str = "rollout", **task: Any) -> Played:
+def play(
+    url: str,
+    renderer: Renderer,
+    environment: Environment,
+    method: str = "rollout",
+    sampling: SamplingParams = SAMPLING,
+    **task: Any,
+) -> Played:
     async def ask() -> Played:
         client = EngineClient(url, "tiny")
         try:
-            asked = RolloutTask("r", 1, SAMPLING, **task)
+            asked = RolloutTask("r", 1, sampling, **task)
             return await getattr(Worker(environment, renderer, client), method)(asked)
         finally:
             await client.close()
@@ -148,14 +155,16 @@ def test_compaction_keeps_the_same_images_and_what_is_before_them(served, there)
 
 def test_what_cannot_be_extended_is_rendered_anew(served, there):
     """All that was said is there, in a branch that says it once more or shares it."""
-    played = play(served.url, there, Scripted(inserts))
+    # Otherwise an answer may be anything, empty or the end of a character.
+    letters = {there.tokenizer.encode(letter)[0]: 1000.0 for letter in "bcdfg"}
+    sampling = SamplingParams(max_tokens=4, logit_bias=letters)
+    played = play(served.url, there, Scripted(inserts), sampling=sampling)
     trajectory = played.trajectory
     last = trajectory.branch(len(trajectory.nodes) - 1)
     text = there.tokenizer.decode(trajectory.branch_tokens(last).tolist())
     said = there.parse(next(node for node in trajectory.nodes if node.sampled).token_ids.tolist())
-    shown = text.index("first") + len("first")
-    # An answer of random tokens may say nothing at all.
-    assert text.index(said.strip(), shown) <= text.index("I mean it.", shown) < text.index("so?", shown)
+    assert len(said) == 4
+    assert text.index("first") < text.index(said) < text.index("I mean it.") < text.index("so?")
     assert len(trajectory.branch_images(last)) == 2
     assert last[-1].sampled
 
@@ -190,14 +199,14 @@ def test_a_demonstration_branches_as_a_rollout_does(served, there):
 @pytest.mark.parametrize(
     ("reply", "error", "said"),
     [
-        (Rewrite([{"role": "user", "content": "<|image_pad|>"}]), PlaceholderTextError, "image_pad"),
-        (Retry(reward=float("nan")), ConfigError, "nan"),
-        (Rewrite([], reward=float("inf")), ConfigError, "inf"),
+        (lambda: Rewrite([{"role": "user", "content": "<|image_pad|>"}]), PlaceholderTextError, "image_pad"),
+        (lambda: Retry(reward=float("nan")), ConfigError, "nan"),
+        (lambda: Rewrite([], reward=float("inf")), ConfigError, "inf"),
     ],
 )
 def test_a_reply_that_cannot_be_used_is_one_clear_error(served, there, reply, error, said):
     with pytest.raises(error, match=said):
-        play(served.url, there, Scripted(lambda _: reply))
+        play(served.url, there, Scripted(lambda _: reply()))
 
 
 def test_each_answer_needs_a_rating(served, there):
