@@ -20,17 +20,11 @@ from filmroll.run.members.trainer_nodes import start_trainer
 from filmroll.run.network import own_address
 from filmroll.run.processes.launch import announce, announced
 from filmroll.wire.channel import Caller
+from tests.command_line import filmroll_here
 from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
 
 LOOPBACK = "127.0.0.1"
 TWO_NODES = ["--trainer.ranks", "2", "--trainer.nodes", "2"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    subprocess.run(command("tiny-model", str(folder)), check=True, capture_output=True, timeout=200)
-    return folder
 
 
 class Cluster:
@@ -75,7 +69,7 @@ def cluster(tmp_path, model, *flags):
         for process in left:
             process.terminate()
         for process in left:
-            process.communicate(timeout=60)
+            process.communicate(timeout=150)
 
 
 def said(process, seconds=120):
@@ -89,9 +83,9 @@ def nobody_is_left(folder):
 
 
 @pytest.mark.faults
-def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp_path, model):
+def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp_path, tiny_model):
     """An engine's process is killed, then whoever had come for the other one, with all that it had."""
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
+    with cluster(tmp_path, tiny_model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
         others = run.start_all_but("engine-1", "trainer")
         orchestrator = run.start("orchestrator")
         wait_until(lambda: len(run.events("joined")) == 2)
@@ -120,8 +114,8 @@ def test_they_come_in_any_order_survive_losses_and_end_with_the_orchestrator(tmp
 
 
 @pytest.mark.faults
-def test_a_trainer_on_two_machines_loses_one_and_goes_on_when_another_has_come(tmp_path, model):
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000", *TWO_NODES) as run:
+def test_a_trainer_on_two_machines_loses_one_and_goes_on_when_another_has_come(tmp_path, tiny_model):
+    with cluster(tmp_path, tiny_model, "--warmup.steps", "2", "--rl.steps", "100000", *TWO_NODES) as run:
         others = run.start_all_but("trainer")
         for name in ("trainer-1", "trainer-0"):
             others[name] = run.start("trainer", "--name", name)
@@ -148,15 +142,17 @@ def test_a_trainer_on_two_machines_loses_one_and_goes_on_when_another_has_come(t
 
 
 @pytest.mark.faults
-def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, model):
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "30", "--run.checkpoint_every", "1000") as run:
+def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, tiny_model):
+    with cluster(
+        tmp_path, tiny_model, "--warmup.steps", "2", "--rl.steps", "30", "--run.checkpoint_every", "1000"
+    ) as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
         wait_until(lambda: run.steps() >= 4)
         orchestrator.send_signal(signal.SIGUSR1)
         text = said(orchestrator)
         assert orchestrator.returncode == 75
         assert f"filmroll orchestrator --run {run.folder}" in text
-        assert all(process.wait(timeout=60) == 0 for process in others.values())
+        assert all(process.wait(timeout=150) == 0 for process in others.values())
         assert run.events("stopped")
         done = run.steps()
         assert done < 32
@@ -164,7 +160,7 @@ def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, 
 
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
         assert orchestrator.wait(timeout=200) == 0, said(orchestrator)
-        assert all(process.wait(timeout=60) == 0 for process in others.values())
+        assert all(process.wait(timeout=150) == 0 for process in others.values())
         assert [(row["phase"], row["step"]) for row in rows(run.folder)] == [
             *(("warmup", step) for step in range(2)),
             *(("rl", step) for step in range(30)),
@@ -173,8 +169,8 @@ def test_told_to_end_soon_it_goes_on_later_and_trains_every_step_once(tmp_path, 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, model, sign):
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "1000") as run:
+def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, tiny_model, sign):
+    with cluster(tmp_path, tiny_model, "--warmup.steps", "2", "--rl.steps", "1000") as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
         wait_until(lambda: run.steps() >= 1)
         orchestrator.send_signal(sign)
@@ -191,13 +187,13 @@ def test_whatever_ends_the_orchestrator_nothing_is_left(tmp_path, model, sign):
         nobody_is_left(run.folder)
 
 
-def test_one_that_is_told_to_end_says_goodbye_and_the_others_go_on(tmp_path, model):
-    with cluster(tmp_path, model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
+def test_one_that_is_told_to_end_says_goodbye_and_the_others_go_on(tmp_path, tiny_model):
+    with cluster(tmp_path, tiny_model, "--warmup.steps", "2", "--rl.steps", "100000") as run:
         others, orchestrator = run.start_all_but(), run.start("orchestrator")
         wait_until(lambda: run.steps() >= 3)
         pid = run.pid("engine-1")
         others["engine-1"].terminate()
-        assert others["engine-1"].wait(timeout=60) == 128 + signal.SIGTERM
+        assert others["engine-1"].wait(timeout=150) == 128 + signal.SIGTERM
         assert not psutil.pid_exists(pid)
         wait_until(lambda: run.events("engine_died"))
         assert [event["why"] for event in run.events("left")] == ["it was told to end"]
@@ -205,12 +201,12 @@ def test_one_that_is_told_to_end_says_goodbye_and_the_others_go_on(tmp_path, mod
         wait_until(lambda: run.steps() > done + 1)
         orchestrator.send_signal(signal.SIGUSR1)
         assert orchestrator.wait(timeout=100) == 75
-        assert all(process.wait(timeout=60) is not None for process in others.values())
+        assert all(process.wait(timeout=150) is not None for process in others.values())
         nobody_is_left(run.folder)
 
 
-def test_who_does_not_come_is_named_and_how_to_start_it(tmp_path, model):
-    with cluster(tmp_path, model, "--warmup.steps", "1", "--rl.steps", "1") as run:
+def test_who_does_not_come_is_named_and_how_to_start_it(tmp_path, tiny_model):
+    with cluster(tmp_path, tiny_model, "--warmup.steps", "1", "--rl.steps", "1") as run:
         run.flags += ["--cluster.patience_s", "3"]
         orchestrator = run.start("orchestrator")
         text = said(orchestrator)
@@ -249,7 +245,7 @@ def test_a_mistake_is_said_in_one_line(tmp_path, monkeypatch, arguments, message
     saved["rl"]["steps"] = 150
     (run / "config.json").write_text(json.dumps(saved))
     words = [one.replace("{run}", str(run)).replace("{example}", str(plain)) for one in arguments]
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=100)
+    done = filmroll_here(*words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -139,9 +139,10 @@ def test_an_engine_killed_twice_within_rollouts_costs_nothing(tmp_path: Path) ->
     assert not psutil.pid_exists(announced(directory, "engine")["pid"])
 
 
-def test_of_two_engines_the_other_goes_on(tmp_path: Path) -> None:
+def test_of_two_engines_the_other_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    with training(directory, "--engine.replicas", "2", "--rl.steps", "200") as run:
+    chosen = ["--engine.replicas", "2", "--rl.steps", "200", "--model", str(tiny_model)]
+    with training(directory, *chosen) as run:
         kill_within_rollouts(directory, run, "engine-1", 1, share=4)
         until(lambda: bool(events(directory, "engine_restarted")), run)
         engines = [announced(directory, name) for name in ("engine-0", "engine-1")]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from filmroll.families.tiny import build_tiny_model
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.run.courses.contest import contest
 from filmroll.run.courses.standing import pass_at, standing
+from tests.command_line import filmroll_here
 from tests.conftest import Served
 
 SMALL = [
@@ -38,14 +38,9 @@ def shown(directory: Path) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, dict]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, dict]:
     directory = tmp_path_factory.mktemp("runs") / "eval"
-    done = filmroll("eval", model, "color_codeword", *SMALL, "--run.directory", directory, "--json")
+    done = filmroll("eval", tiny_model, "color_codeword", *SMALL, "--run.directory", directory, "--json")
     assert done.returncode == 0, done.stderr
     return directory, json.loads(done.stdout)
 
@@ -80,12 +75,12 @@ def test_the_report_says_what_was_found(evaluated: tuple[Path, dict]) -> None:
 
 
 def test_a_runs_newest_weights_are_played_in_its_own_environment(
-    evaluated: tuple[Path, dict], model: Path, tmp_path: Path
+    evaluated: tuple[Path, dict], tiny_model: Path, tmp_path: Path
 ) -> None:
     trained = tmp_path / "trained"
     flags = ["--warmup.steps", "0", "--rl.steps", "2", "--rl.prompts", "2", "--rl.rollouts_per_prompt", "2"]
     flags += ["--environment.size", "32", "--environment.turns", "1", "--sampling.max_tokens", "4"]
-    done = filmroll("train", TRAIN, "--model", model, "--run.control", "", *flags, "--run.directory", trained)
+    done = filmroll("train", TRAIN, "--model", tiny_model, "--run.control", "", *flags, "--run.directory", trained)
     assert done.returncode == 0, done.stderr
     directory = tmp_path / "eval"
     done = filmroll("eval", trained, *SMALL[6:], "--run.directory", directory)
@@ -99,25 +94,25 @@ def test_a_runs_newest_weights_are_played_in_its_own_environment(
 
 
 def test_servers_that_run_already_are_asked(
-    served: Served, model: Path, evaluated: tuple[Path, dict], tmp_path: Path
+    served: Served, tiny_model: Path, evaluated: tuple[Path, dict], tmp_path: Path
 ) -> None:
     directory = tmp_path / "eval"
     words = ["--eval.urls", json.dumps([served.url]), "--eval.served_name", "tiny", "--run.directory", directory]
-    done = filmroll("eval", model, "color_codeword", *SMALL, *words, "--json")
+    done = filmroll("eval", tiny_model, "color_codeword", *SMALL, *words, "--json")
     assert done.returncode == 0, done.stderr
     assert sorted(shown(directory)) == sorted(shown(evaluated[0]))
     assert not (directory / "processes" / "engine.json").exists()
     assert json.loads((directory / "config.json").read_text())["multimodal"]["mode"] == "inline"
 
 
-def test_an_environment_is_named_by_its_import_path_or_by_a_file(tmp_path: Path, model: Path) -> None:
-    named = contest(str(model), "games.maze:Maze", ["--eval.samples", "3"]).config
+def test_an_environment_is_named_by_its_import_path_or_by_a_file(tmp_path: Path, tiny_model: Path) -> None:
+    named = contest(str(tiny_model), "games.maze:Maze", ["--eval.samples", "3"]).config
     assert (named.environment.name, named.environment.import_path) == ("custom", "games.maze:Maze")
     assert named.eval.samples == 3
     file = tmp_path / "eval.toml"
     file.write_text('[environment]\nturns = 2\n[eval]\nepisodes = 7\n[run]\ndirectory = "runs/training"\n')
-    from_file = contest(str(model), str(file), []).config
-    assert (from_file.environment.turns, from_file.eval.episodes, from_file.model) == (2, 7, str(model))
+    from_file = contest(str(tiny_model), str(file), []).config
+    assert (from_file.environment.turns, from_file.eval.episodes, from_file.model) == (2, 7, str(tiny_model))
     # It is no run of that training.
     assert from_file.run.directory != "runs/training"
 
@@ -133,9 +128,9 @@ def test_an_environment_is_named_by_its_import_path_or_by_a_file(tmp_path: Path,
         (["{model}", "color_codeword", "--eval.episodes", "0"], "eval.episodes"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, model: Path, words: list[str], said: str) -> None:
-    given = [word.replace("{model}", str(model)) for word in words]
-    done = filmroll("eval", *given, "--run.directory", tmp_path / "eval", cwd=tmp_path)
+def test_a_mistake_is_one_line(tmp_path: Path, tiny_model: Path, words: list[str], said: str) -> None:
+    given = [word.replace("{model}", str(tiny_model)) for word in words]
+    done = filmroll_here("eval", *given, "--run.directory", tmp_path / "eval", cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr

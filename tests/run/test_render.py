@@ -11,6 +11,7 @@ import pytest
 from filmroll.errors import ConfigError
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.run.config import Config, load_config
+from tests.command_line import filmroll_here
 from tests.run.test_train import EXAMPLE, command, rows
 
 TYPES = """
@@ -45,6 +46,8 @@ prompts = 1
 rollouts_per_prompt = 2
 [sampling]
 max_tokens = 4
+[trainer]
+threads = 1
 """
 
 
@@ -78,7 +81,7 @@ def test_a_flag_says_true_or_false() -> None:
 def test_an_option_that_the_model_does_not_have_ends_the_run_before_it_starts(tiny_model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     flags = ["--model", str(tiny_model), "--run.directory", str(directory), "--render.options", "enable_thinking=true"]
-    done = subprocess.run(command("train", str(EXAMPLE), *flags), capture_output=True, text=True, timeout=200)
+    done = filmroll_here("train", EXAMPLE, *flags)
     assert done.returncode == 2
     assert "has no option 'enable_thinking'" in done.stderr
     assert "add_vision_id" in done.stderr

@@ -25,6 +25,7 @@ from filmroll.render import Renderer
 from filmroll.rollout.client import EngineClient
 from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams
+from tests.command_line import filmroll_here
 from tests.run.test_child import gone
 
 FAILS = 2
@@ -158,9 +159,7 @@ def test_mistakes_are_one_line(tiny_model: Path, images: Path, tmp_path: Path) -
         ]
         for arguments, complaint in mistakes:
             port_of_its_own = () if "--port" in arguments else ("--port", 0)
-            done = subprocess.run(
-                command(arguments[0], *port_of_its_own, *arguments[1:]), capture_output=True, text=True, timeout=120
-            )
+            done = filmroll_here("serve", arguments[0], *port_of_its_own, *arguments[1:])
             assert done.returncode == FAILS, (arguments, done.stderr)
             assert complaint in done.stderr, done.stderr
             assert "Traceback" not in done.stderr, done.stderr

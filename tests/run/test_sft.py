@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from filmroll.families.tiny import build_tiny_model
 from filmroll.store import Manifest, open_store
+from tests.command_line import filmroll_here
 from tests.train.test_ranks import LOSS, NORM
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,8 @@ def make(folder: Path, rows: int, *more: str) -> Path:
 def flags(directory: Path, data: Path, model: Path, *more: object) -> list[object]:
     return [
         EXAMPLE, "--run.directory", directory, "--model", model, "--data.path", data / "train.jsonl",
-        "--data.held_out_path", data / "held_out.jsonl", "--run.record_every", 3, "--sft.batch_size", 8, *more,
+        "--data.held_out_path", data / "held_out.jsonl", "--run.record_every", 3, "--sft.batch_size", 8,
+        "--trainer.threads", 1, *more,
     ]  # fmt: skip
 
 
@@ -55,20 +56,15 @@ def events(directory: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """28 rows to learn, 4 held out: four steps of eight an epoch, the last one with four."""
     return make(tmp_path_factory.mktemp("data"), 32)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, data: Path, model: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_model: Path) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "sft"
-    done = filmroll("sft", *flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4))
+    done = filmroll("sft", *flags(directory, data, tiny_model, "--sft.epochs", 2, "--sft.measure_every", 4))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     last = done.stdout.strip().splitlines()[-1]
@@ -102,7 +98,7 @@ def test_images_are_in_the_store_once_and_kept(finished: Path, data: Path) -> No
     assert len(files) == len(kept) == len({path.read_bytes() for path in (data / "pictures").iterdir()})
 
 
-def test_the_trained_model_is_one_that_transformers_loads(finished: Path, model: Path) -> None:
+def test_the_trained_model_is_one_that_transformers_loads(finished: Path, tiny_model: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
     loaded = AutoModelForImageTextToText.from_pretrained(finished / "trained")
@@ -112,7 +108,7 @@ def test_the_trained_model_is_one_that_transformers_loads(finished: Path, model:
         name: value.shape for name, value in written.items()
     }.items()
     assert all((loaded.state_dict()[name] == value).all() for name, value in written.items())
-    before = load_file(model / "model.safetensors")
+    before = load_file(tiny_model / "model.safetensors")
     assert any((before[name] != value).any() for name, value in written.items())
 
 
@@ -124,16 +120,16 @@ def test_conversations_are_shown_in_the_report_without_rewards(finished: Path) -
     assert 'class="badge' not in page
 
 
-def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, model: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, tiny_model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "killed"
-    words = ["sft", *flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4)]
+    words = ["sft", *flags(directory, data, tiny_model, "--sft.epochs", 2, "--sft.measure_every", 4)]
     words += ["--run.checkpoint_every", 2]
     command = [sys.executable, "-m", "filmroll", *map(str, words)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_rows(directory, 3)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    wrong = filmroll("train", "--resume", directory)
+    wrong = filmroll_here("train", "--resume", directory)
     assert wrong.returncode == 2
     assert "filmroll sft --resume" in wrong.stderr
     done = filmroll("sft", "--resume", directory)
@@ -146,10 +142,10 @@ def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, mod
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_told_to_end_soon_it_ends_at_a_checkpoint_and_goes_on(
-    finished: Path, data: Path, model: Path, tmp_path: Path
+    finished: Path, data: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "told"
-    words = ["sft", *flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4)]
+    words = ["sft", *flags(directory, data, tiny_model, "--sft.epochs", 2, "--sft.measure_every", 4)]
     words += ["--run.checkpoint_every", 100]
     command = [sys.executable, "-m", "filmroll", *map(str, words)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -172,9 +168,9 @@ def test_told_to_end_soon_it_ends_at_a_checkpoint_and_goes_on(
 
 
 @pytest.mark.timeout(900)
-def test_two_ranks_learn_what_one_does(finished: Path, data: Path, model: Path, tmp_path: Path) -> None:
+def test_two_ranks_learn_what_one_does(finished: Path, data: Path, tiny_model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "two"
-    words = flags(directory, data, model, "--sft.epochs", 2, "--sft.measure_every", 4, "--trainer.ranks", 2)
+    words = flags(directory, data, tiny_model, "--sft.epochs", 2, "--sft.measure_every", 4, "--trainer.ranks", 2)
     done = filmroll("sft", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     for two, one in zip(rows(directory), rows(finished), strict=True):
@@ -192,7 +188,7 @@ def test_data_that_has_changed_is_not_gone_on_with(finished: Path, data: Path) -
     whole = path.read_text()
     path.write_text(whole.replace('"red"', '"rot"'))
     try:
-        done = filmroll("sft", "--resume", finished)
+        done = filmroll_here("sft", "--resume", finished)
     finally:
         path.write_text(whole)
     assert done.returncode == 2
@@ -200,13 +196,13 @@ def test_data_that_has_changed_is_not_gone_on_with(finished: Path, data: Path) -
 
 
 @pytest.mark.timeout(900)
-def test_only_pictures_tell_the_names(tmp_path: Path, model: Path) -> None:
+def test_only_pictures_tell_the_names(tmp_path: Path, tiny_model: Path) -> None:
     """What blank pictures teach is the names, and which are named more often: the loss stays near that of guessing."""
     losses = {}
     for name, more in (("colors", []), ("blank", ["--blank"])):
         data = make(tmp_path / name, 256, *more)
-        settings = ["--sft.batch_size", 16, "--sft.epochs", 4, "--sft.learning_rate", 2e-3, "--trainer.threads", 1]
-        done = filmroll("sft", *flags(tmp_path / f"run-{name}", data, model), *settings)
+        settings = ["--sft.batch_size", 16, "--sft.epochs", 4, "--sft.learning_rate", 2e-3]
+        done = filmroll("sft", *flags(tmp_path / f"run-{name}", data, tiny_model), *settings)
         assert done.returncode == 0, done.stdout + done.stderr
         losses[name] = rows(tmp_path / f"run-{name}")[-1]["held_out_loss"]
     # Guessing one of eight names costs log 8, spread over the three or four tokens of an answer.
@@ -214,7 +210,7 @@ def test_only_pictures_tell_the_names(tmp_path: Path, model: Path) -> None:
     assert losses["colors"] < losses["blank"] / 3
 
 
-def test_a_bad_row_ends_the_run_before_it_begins_or_is_left_out(tmp_path: Path, data: Path, model: Path) -> None:
+def test_a_bad_row_ends_the_run_before_it_begins_or_is_left_out(tmp_path: Path, data: Path, tiny_model: Path) -> None:
     lines = (data / "train.jsonl").read_text().splitlines()[:8]
     torn = json.loads(lines[1])
     torn["messages"][0]["content"][0]["image_url"]["url"] = "cut.png"
@@ -224,12 +220,12 @@ def test_a_bad_row_ends_the_run_before_it_begins_or_is_left_out(tmp_path: Path, 
     path = data / "bad.jsonl"
     path.write_text("\n".join(lines) + "\n")
     words = ["--data.path", path, "--sft.steps", 1, "--sft.batch_size", 16, "--no-data.shuffle"]
-    refused = filmroll("sft", *flags(tmp_path / "refused", data, model), *words)
+    refused = filmroll_here("sft", *flags(tmp_path / "refused", data, tiny_model), *words)
     assert refused.returncode == 2
     assert "bad.jsonl:4" in refused.stderr
     assert "messages[0].content" in refused.stderr
     assert "Traceback" not in refused.stderr
-    skipped = filmroll("sft", *flags(tmp_path / "skipped", data, model), *words, "--data.bad", "skip")
+    skipped = filmroll("sft", *flags(tmp_path / "skipped", data, tiny_model), *words, "--data.bad", "skip")
     assert skipped.returncode == 0, skipped.stderr
     (row,) = rows(tmp_path / "skipped")
     assert (row["rows"], row["rows_skipped"]) == (7, 1)
@@ -248,8 +244,8 @@ def test_a_bad_row_ends_the_run_before_it_begins_or_is_left_out(tmp_path: Path, 
         (["--sft.schedule", "stairs"], "sft.schedule"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, data: Path, model: Path, more: list[object], words: str) -> None:
-    done = filmroll("sft", *flags(tmp_path / "run", data, model), *more)
+def test_a_mistake_is_one_line(tmp_path: Path, data: Path, tiny_model: Path, more: list[object], words: str) -> None:
+    done = filmroll_here("sft", *flags(tmp_path / "run", data, tiny_model), *more)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,9 +1,6 @@
 """What a run's processes find in their environment: the one place of its images, and what is configured."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.processes.launch import Process
 from filmroll.run.processes.variables import IMAGES, launched_variables
+from tests.command_line import filmroll_here
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "color_codeword.toml"
 
@@ -78,10 +76,9 @@ def test_the_same_place_may_be_said_in_other_words(tmp_path, monkeypatch):
     assert launched_variables(run, config)[IMAGES] == str(run.path / "assets" / "images")
 
 
-def test_a_run_with_another_place_in_the_environment_ends_before_it_begins(tmp_path):
-    command = [sys.executable, "-m", "filmroll", "train", str(EXAMPLE), "--run.directory", str(tmp_path / "run")]
-    environment = os.environ | {IMAGES: "/somewhere/else"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+def test_a_run_with_another_place_in_the_environment_ends_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setenv(IMAGES, "/somewhere/else")
+    done = filmroll_here("train", EXAMPLE, "--run.directory", tmp_path / "run")
     assert done.returncode == 2
     assert "/somewhere/else" in done.stderr
     assert not list((tmp_path / "run" / "processes").iterdir())
