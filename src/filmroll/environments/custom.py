@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from filmroll.errors import ConfigError
 from filmroll.rollout.environment import Environment
@@ -18,12 +19,19 @@ class CustomEnvironmentConfig(BaseModel):
 
     name: Literal["custom"]
     """Says that the environment is found by its import path."""
-    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    import_path: str
     """`package.module:Name` of an Environment class, or of a function that returns one."""
     arguments: dict[str, Any] = {}
     """Keyword arguments that it is called with."""
     chance: float = 0.0
     """The mean reward of guessing, for the report."""
+
+    @field_validator("import_path")
+    @classmethod
+    def _imported(cls, path: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+            raise ValueError(f"{path!r} names nothing that can be imported: write package.module:Name")
+        return path
 
 
 def make_custom(config: CustomEnvironmentConfig) -> Environment:

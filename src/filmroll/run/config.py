@@ -20,6 +20,7 @@ from filmroll.dataset.config import DataConfig
 from filmroll.environments import ColorCodewordConfig, EnvironmentConfig
 from filmroll.errors import ConfigError
 from filmroll.render.markup import Typed
+from filmroll.run.complaint import complaint
 from filmroll.run.engine_config import EmbeddedEngineConfig, EngineConfig
 from filmroll.run.eval_config import EvalConfig
 from filmroll.run.network import read_network
@@ -293,13 +294,13 @@ def build_config(values: dict[str, Any], flags: list[str], what: str) -> Config:
     try:
         return CliApp.run(Config, cli_args=flags, cli_exit_on_error=False, **values)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise ConfigError(
-            f"{what}{' with ' + ' '.join(flags) if flags else ''}: {wrong}",
+            f"{what}{' with ' + ' '.join(flags) if flags else ''}: {complaint(error)}",
             remedy="`filmroll train --help` lists every field",
         ) from error
     except SettingsError as error:
-        raise ConfigError(f"command line: {error}", remedy="`filmroll train --help` lists every field") from error
+        said = str(error).removeprefix("error parsing CLI: ")
+        raise ConfigError(f"command line: {said}", remedy="`filmroll train --help` lists every field") from error
 
 
 def help_text(command: str = "filmroll train CONFIG.toml") -> str:
