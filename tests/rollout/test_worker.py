@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from filmroll.environments.color_codeword import ColorCodeword, ColorCodewordConfig
-from filmroll.errors import EngineRefusedError, PlaceholderTextError
+from filmroll.errors import ConfigError, EngineRefusedError, PlaceholderTextError
 from filmroll.render import load_renderer
 from filmroll.rollout import EngineClient, Environment, Episode, Score
 from filmroll.rollout.client import generate_request
-from filmroll.rollout.worker import RolloutTask, Worker
+from filmroll.rollout.worker import Played, RolloutTask, Worker
 from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams, encode
-from filmroll.wire.packed import pack
+from filmroll.wire.packed import pack, unpack
 
 SAMPLING = SamplingParams(max_tokens=6)
 
@@ -82,14 +83,17 @@ def test_a_demonstration_has_the_teachers_tokens(served, there):
     assert all(node.token_ids[-1] == there.stop_token_ids[0] for node in trajectory.nodes if node.sampled)
 
 
+WORTH = Score(1.0)
+
+
 class Typing(Environment, Episode):
     """Shows a text and an image, again and again."""
 
-    def __init__(self, source, text="look", turns=3):
-        self.source, self.text, self.turns = source, text, turns
+    def __init__(self, source, text="look", turns=3, worth=WORTH):
+        self.source, self.text, self.turns, self.worth = source, text, turns, worth
 
     def episode(self, seed):
-        return Typing(self.source, self.text, self.turns)
+        return Typing(self.source, self.text, self.turns, self.worth)
 
     async def begin(self):
         return [self.message()]
@@ -105,7 +109,10 @@ class Typing(Environment, Episode):
         }
 
     def score(self):
-        return Score(1.0)
+        return self.worth
+
+
+PICTURE = np.zeros((32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +120,56 @@ class Typing(Environment, Episode):
     [
         (Typing(b"not an image"), "ImageFormatError"),
         (Typing("/no/such/file.png"), "ImageSourceError"),
-        (Typing((__import__("numpy").zeros((32, 32, 3), "uint8")), "say <|image_pad|>"), PlaceholderTextError.__name__),
+        (Typing(PICTURE, "say <|image_pad|>"), PlaceholderTextError.__name__),
+        (Typing(PICTURE, worth=0.5), "ConfigError"),
     ],
 )
 def test_a_broken_rollout_is_one_clear_error_and_others_go_on(served, there, environment, error):
     (broken,) = play(served.url, there, [RolloutTask("x", 1, SAMPLING)], environment)
     assert type(broken).__name__ == error
+    assert "rollout x, its " in str(broken)
     (fine,) = play(served.url, there, [RolloutTask("y", 1, SAMPLING)])
     assert fine.requests == 3
 
 
-def test_an_image_deleted_before_the_engine_reads_it_is_named(served, there):
-    import numpy as np
+def test_an_error_says_in_which_turn_of_which_rollout(served, there):
+    class Second(Typing):
+        def episode(self, seed):
+            return Second(self.source)
 
+        async def reply(self, answer):
+            self.source = b"no image" if self.turns == 2 else self.source
+            return await super().reply(answer)
+
+    (broken,) = play(served.url, there, [RolloutTask("rl_4/prompt_1/rollout_0", 1, SAMPLING)], Second(PICTURE))
+    assert "rollout rl_4/prompt_1/rollout_0, turn 1: this is no image" in str(broken)
+
+
+def test_numbers_of_a_score_are_of_any_kind(served, there):
+    """An environment counts in numpy and compares; what it gives crosses to the orchestrator all the same."""
+    worth = Score(np.mean([0, 1]), {"right": np.True_, "loud": True, "far": np.float32(0.25), "most": 3}, 7, 8)
+    (played,) = play(served.url, there, [RolloutTask("x", 1, SAMPLING)], Typing(PICTURE, worth=worth))
+    crossed = unpack(pack(played), Played).trajectory
+    assert crossed.reward == 0.5
+    assert crossed.metrics == {"right": 1.0, "loud": 1.0, "far": 0.25, "most": 3.0}
+    assert (crossed.expected, crossed.answer) == ("7", "8")
+
+
+@pytest.mark.parametrize(
+    ("worth", "said"),
+    [
+        (lambda: Score("1"), "the reward as a str"),
+        (lambda: Score(None), "the reward as a NoneType"),
+        (lambda: Score(float("nan")), "the reward nan"),
+        (lambda: Score(1.0, {"near": None}), "the metric 'near' as a NoneType"),
+    ],
+)
+def test_what_is_no_number_is_refused_where_it_is_given(worth, said):
+    with pytest.raises(ConfigError, match=said):
+        worth()
+
+
+def test_an_image_deleted_before_the_engine_reads_it_is_named(served, there):
     kept, lost = (np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8) for number in (41, 42))
     message = {"role": "user", "content": [{"type": "image", "image": one} for one in (kept, lost)]}
     prompt = there.render([message])
@@ -146,8 +190,6 @@ def test_an_image_deleted_before_the_engine_reads_it_is_named(served, there):
 
 def test_requests_grow_with_images_not_with_pixels(there):
     """Eight turns of 1024x1024: the body stays far below what one image's pixels would take."""
-    import numpy as np
-
     prompt = there.render([{"role": "user", "content": "begin"}])
     sizes = []
     for turn in range(8):

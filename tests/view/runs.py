@@ -54,7 +54,7 @@ def rl_row(step: int, reward: float, **changes: Any) -> Row:
         "grad_norm": 0.5 + 0.3 * noise.random(),
         "reward": reward,
         "reward_std": 0.4,
-        "partial": min(1.0, reward + 0.1),
+        "metrics": {"partial": min(1.0, reward + 0.1)},
         "ratio_mean": 1.0 + 0.002 * noise.gauss(0, 1),
         "ratio_max": 1.2 + 0.4 * noise.random(),
         "clip_fraction": 0.02 * noise.random(),

@@ -148,6 +148,14 @@ def test_the_losses_have_their_plots_where_they_have_numbers(finished: RunWriter
     assert "Share of tokens clipped clipped truncated" in told
 
 
+def test_what_an_environment_measures_is_drawn_under_its_own_name(run: RunWriter) -> None:
+    names = ("turns", "<b>steps</b>", "partial")
+    run.metrics([rl_row(step, 0.5, metrics=dict.fromkeys(names, 0.1 * step)) for step in range(4)])
+    titles = page_of(run).text("figcaption")
+    assert "turns" in titles
+    assert "<b>steps</b>" in titles
+
+
 def test_after_a_resume_the_later_rows_count(run: RunWriter) -> None:
     run.metrics([rl_row(step, 0.1) for step in range(20)])
     run.metrics([rl_row(step, 0.7) for step in range(8, 18)])

@@ -78,6 +78,8 @@ def test_a_fall_of_the_other_side_reaches_the_caller():
     async def conversation(caller):
         with pytest.raises(PeerError, match="ZeroDivisionError: oops"):
             await caller.call("fall", Text("x"), Text)
+        with pytest.raises(PeerError, match=r"test_channel\.py, line \d+, in fall; .* log"):
+            await caller.call("fall", Text("x"), Text)
         with pytest.raises(PeerError, match="no call is named"):
             await caller.call("dance", Text("x"), Text)
         with pytest.raises(RequestError, match="no Text"):

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from filmroll.errors import ConfigError
 from filmroll.render.answer import Answer
 from filmroll.render.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What an episode was worth. `expected` and `answer` are for people who read reports."""
+    """What an episode was worth. `expected` and `answer` are for people who read reports.
+
+    Numbers may be of any kind that makes a float, numpy's and truth values too.
+    """
 
     reward: float
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     expected: str = ""
     answer: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", as_reward(self.reward))
+        measured = {str(name): as_number(f"the metric {name!r}", one) for name, one in self.metrics.items()}
+        object.__setattr__(self, "metrics", measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,10 @@ class Rewrite:
     messages: Sequence[Message]
     reward: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.reward is not None:
+            object.__setattr__(self, "reward", as_reward(self.reward))
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -41,6 +55,28 @@ class Retry:
     """
 
     reward: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reward is not None:
+            object.__setattr__(self, "reward", as_reward(self.reward))
+
+
+def as_reward(value: Any) -> float:
+    """A reward as a plain float, or ConfigError."""
+    reward = as_number("the reward", value)
+    if not math.isfinite(reward):
+        raise ConfigError(f"the environment gave the reward {reward}", remedy="A reward must be a finite number")
+    return reward
+
+
+def as_number(what: str, value: Any) -> float:
+    """What an environment gave for a number, numpy's and others' too, as a plain float."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"the environment gave {what} as a {type(value).__name__}", remedy="It must be a number")
 
 
 Reply = Sequence[Message] | Rewrite | Retry

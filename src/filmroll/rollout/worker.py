@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
-from filmroll.errors import ConfigError, RenderError
+from filmroll.errors import ConfigError, FilmrollError, RenderError
 from filmroll.render import Answer, Rendered, Renderer, RendererPool
 from filmroll.render.messages import Message
 from filmroll.rollout.client import Completion
 from filmroll.rollout.conversation import Conversation
-from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite
+from filmroll.rollout.environment import Environment, Episode, Retry, Rewrite, Score, as_reward
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.wire.generate import SamplingParams
 from filmroll.wire.receipt import Receipt
@@ -136,23 +136,41 @@ class _Play:
 
     async def to_the_end(self, answerer: Answerer) -> Played:
         conversation = self._conversation
-        await conversation.begin(await self._episode.begin(), self._episode.tools)
+        with self._told_where("its beginning"):
+            await conversation.begin(await self._episode.begin(), self._episode.tools)
         for turn in range(self._task.max_turns):
             self._episode.conversation = conversation.messages
+            # A client says itself which request an error is about.
             answers = await answerer(conversation.prompt, self._episode, turn)
-            answered, said = await self._best([self._add(answer) for answer in answers])
-            reply = await self._episode.reply(said)
-            last = turn + 1 == self._task.max_turns
-            if isinstance(reply, Retry | Rewrite):
-                self._trajectory.score(answered, _finite(reply.reward))
-                if isinstance(reply, Rewrite) and not last:
-                    await conversation.begin(reply.messages, self._episode.tools)
-            elif not reply:
-                break
-            elif not last:
-                await conversation.extend(answered, said, reply)
-        self._score()
+            with self._told_where(f"turn {turn}"):
+                last = turn + 1 == self._task.max_turns
+                if not await self._goes_on([self._add(answer) for answer in answers], last=last):
+                    break
+        with self._told_where("its score"):
+            self._score()
         return Played(self._trajectory, self._request_bytes, self._requests, self._images_sent, self._receipt)
+
+    async def _goes_on(self, answered: Sequence[int], *, last: bool) -> bool:
+        """Hear what the environment replies; whether it wants another answer. After the last one nothing is shown."""
+        best, said = await self._best(answered)
+        reply = await self._episode.reply(said)
+        if isinstance(reply, Retry | Rewrite):
+            self._trajectory.score(best, reply.reward)
+            if isinstance(reply, Rewrite) and not last:
+                await self._conversation.begin(reply.messages, self._episode.tools)
+        elif not reply:
+            return False
+        elif not last:
+            await self._conversation.extend(best, said, reply)
+        return True
+
+    @contextmanager
+    def _told_where(self, where: str) -> Iterator[None]:
+        """An error of filmroll's own says in which rollout, and where in it."""
+        try:
+            yield
+        except FilmrollError as error:
+            raise error.about(f"rollout {self._task.name}, {where}") from error.__cause__
 
     def _add(self, answer: _Answer) -> int:
         self._request_bytes += answer.request_bytes
@@ -179,25 +197,22 @@ class _Play:
                 f"{type(self._episode).__name__}.rate gave {len(ratings)} ratings for {len(answers)} answers",
                 remedy="It must rate each answer, in order",
             )
+        ratings = [as_reward(rating) for rating in ratings]
         best = max(range(len(ratings)), key=ratings.__getitem__)
         for place, (node, rating) in enumerate(zip(answered, ratings, strict=True)):
             if place != best:
-                self._trajectory.score(node, _finite(rating))
+                self._trajectory.score(node, rating)
         return answered[best], answers[best]
 
     def _score(self) -> None:
         score = self._episode.score()
-        self._trajectory.reward = _finite(score.reward)
-        self._trajectory.metrics = score.metrics
-        self._trajectory.expected = score.expected
+        if not isinstance(score, Score):
+            raise ConfigError(
+                f"{type(self._episode).__name__}.score gave a {type(score).__name__}",
+                remedy="It must give a filmroll.rollout.Score",
+            )
+        self._trajectory.reward = score.reward
+        self._trajectory.metrics = dict(score.metrics)
         # An Answer is a str too, and a trajectory holds plain ones.
+        self._trajectory.expected = str(score.expected)
         self._trajectory.answer = str(score.answer)
-
-
-Reward = TypeVar("Reward", float, float | None)
-
-
-def _finite(reward: Reward) -> Reward:
-    if reward is not None and not math.isfinite(reward):
-        raise ConfigError(f"the environment gave the reward {reward}", remedy="A reward must be a finite number")
-    return reward

@@ -86,7 +86,7 @@ def eval_row(
 def _rewards(played: Sequence[Played]) -> dict[str, Any]:
     rewards = [one.trajectory.reward for one in played]
     means = _means([one.trajectory.metrics for one in played])
-    return {"reward": fmean(rewards), "reward_std": pstdev(rewards), **means}
+    return {"reward": fmean(rewards), "reward_std": pstdev(rewards), "metrics": means}
 
 
 def _played(played: Sequence[Played], failed: int, seen: set[str]) -> dict[str, Any]:

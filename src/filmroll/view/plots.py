@@ -19,6 +19,8 @@ POINTS = 400
 BARS = 80
 PROCESSES = 7
 """Processes drawn by name; the smaller ones together are drawn as one."""
+MEASURED = 24
+"""Metrics of an environment drawn, the first by name; `partial` is drawn with the reward."""
 MARKS = 40
 """Interruptions drawn, the latest ones."""
 NAME_INCHES = 0.75
@@ -52,8 +54,10 @@ class _Canvas:
             self.axis.plot(x, y, color=svg.ink(color), linewidth=width, marker="o" if len(x) == 1 else "")
             self.legend.append((label, color))
 
-    def running_mean(self, rows: Sequence[Row], key: str, label: str, color: str, width: float, *, dots: bool) -> None:
-        steps, y = column(rows, "step"), column(rows, key)
+    def running_mean(
+        self, rows: Sequence[Row], path: tuple[str, ...], label: str, color: str, width: float, *, dots: bool
+    ) -> None:
+        steps, y = column(rows, "step"), column(rows, *path)
         steps, y = steps[np.isfinite(y)], y[np.isfinite(y)]
         if dots:
             x, dot = thin(steps, y, POINTS)
@@ -94,10 +98,10 @@ def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: 
     if not np.isfinite(column(run.main, "reward")).any():
         return None
     canvas = _Canvas(6.0, 4.4, _unit(run)) if narrow else _Canvas(16.0, 5.2, _unit(run))
-    canvas.running_mean(run.main, "reward", f"reward, mean of {WINDOW} {_units(run)}", "reward", 2.8, dots=True)
-    canvas.running_mean(run.main, "partial", "partial match", "partial", 1.5, dots=False)
+    canvas.running_mean(run.main, ("reward",), f"reward, mean of {WINDOW} {_units(run)}", "reward", 2.8, dots=True)
+    canvas.running_mean(run.main, ("metrics", "partial"), "partial match", "partial", 1.5, dots=False)
     if control is not None:
-        canvas.running_mean(control.rl, "reward", "control run", "control", 2.0, dots=True)
+        canvas.running_mean(control.rl, ("reward",), "control run", "control", 2.0, dots=True)
     if math.isfinite(chance):
         canvas.axis.axhline(chance, color=svg.ink("rose"), linewidth=1.2, linestyle=(0, (2, 3)))
         canvas.legend.append(("chance", "rose"))
@@ -139,10 +143,21 @@ def multiples(run: RunRecord) -> list[Plot]:
         _lines(
             "spread", f"Spread of rewards in a {_unit(run)}", run.main, [("spread", ("reward_std",), "reward", mean)]
         ),
+        *_measured(run),
         _lines("wait", "Seconds waited for images", run.main, [("waited", ("image_wait",), "rose", most)]),
         _lines("speed", "Images per second", run.main, [("speed", ("images_per_second",), "sand", mean)]),
     )
     return [plot for plot in plots if plot is not None]
+
+
+def _measured(run: RunRecord) -> list[Plot | None]:
+    """What the environment measures beside the reward, under its own names."""
+    given = (row.get("metrics") for row in run.main)
+    names = sorted({name for one in given if isinstance(one, dict) for name in one} - {"partial"})
+    return [
+        _lines(f"measured-{number}", name, run.main, [("mean", ("metrics", name), "green", np.mean)])
+        for number, name in enumerate(names[:MEASURED])
+    ]
 
 
 def _unit(run: RunRecord) -> str:

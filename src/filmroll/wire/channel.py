@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -78,7 +79,7 @@ class Listener:
             result, word = pack(failure(error)), b"error"
         except Exception as error:  # noqa: BLE001 - whatever breaks here must reach the caller, not vanish in a task
             _log.exception("call failed")
-            known = disk_full(error) if says_full(error) else PeerError(f"{type(error).__name__}: {error}")
+            known = disk_full(error) if says_full(error) else _unforeseen(error)
             result, word = pack(failure(known)), b"error"
         await self._socket.send_multipart([sender, number, word, result])
 
@@ -87,6 +88,13 @@ class Listener:
             raise PeerError(f"no call is named {call.name[:64]!r}")
         kind, handler = self._handlers[call.name]
         return await handler(unpack(bytes(call.body), kind))
+
+
+def _unforeseen(error: Exception) -> PeerError:
+    """An error that nobody has raised on purpose, often of somebody's environment, and the line that it is from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{last.filename}, line {last.lineno}, in {last.name}; all of it is in that process's log"
+    return PeerError(f"{type(error).__name__}: {error}", private=where)
 
 
 class Caller:
