@@ -64,6 +64,13 @@ def test_a_line_that_is_no_row_is_an_error(write: Write, line: str, words: str) 
         rows[1]
 
 
+def test_one_array_of_rows_is_said_to_be_no_lines(tmp_path: Path) -> None:
+    path = tmp_path / "llava.json"
+    path.write_text('\n[\n {"messages": []}\n]')
+    with pytest.raises(ConfigError, match=r"llava\.json is one JSON array.* jq -c '\.\[\]' llava\.json > llava\.jsonl"):
+        open_rows(str(path))
+
+
 @pytest.mark.parametrize("path", ["{tmp}/none.jsonl", "{tmp}/empty.jsonl", "{tmp}/notes.txt", "{tmp}"])
 def test_what_is_no_data_is_said_at_once(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")

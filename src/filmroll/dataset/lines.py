@@ -77,6 +77,11 @@ def _index(path: Path, see: Callable[[bytes], None]) -> tuple[Offsets, Offsets]:
             for number, line in enumerate(file, 1):
                 see(line)
                 if not line.isspace():
+                    if not offsets and line.lstrip().startswith(b"["):
+                        raise ConfigError(
+                            f"{path} is one JSON array, not JSON lines",
+                            remedy=f"Write each of its rows in a line: jq -c '.[]' {path.name} > {path.stem}.jsonl",
+                        )
                     offsets.append(at)
                     numbers.append(number)
                 at += len(line)
