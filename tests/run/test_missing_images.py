@@ -1,4 +1,7 @@
-"""Images deleted between rollout and training, in whole runs: an error at once, or steps that go on and say so."""
+"""Images deleted between rollout and training, in whole runs: an error at once, or steps that go on and say so.
+
+They are runs of an environment of the user's own, found beside the configuration.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Visit(Episode):
     def score(self):
         if self.number % self.home.every == self.home.every - 1:
             Path(self.home.store.put(self.picture).uri.removeprefix("file://")).unlink()
-        return Score(float(self.number % 3), {}, "", "")
+        return Score(float(self.number % 3), {"answers": float(self.answers)}, "", "")
 """
 STEPS, ROLLOUTS, EVERY = 2, 8, 4
 
@@ -79,6 +82,7 @@ def test_a_run_goes_on_and_accounts_for_each(tiny_model: Path, tmp_path: Path, m
     assert len(rows) == STEPS
     gone = STEPS * ROLLOUTS // EVERY
     for row in rows:
+        assert row["metrics"]["answers"] == 2
         receipt = row["trainer_receipt"]
         assert receipt["referenced"] == receipt["consumed"] == ROLLOUTS
         assert receipt["verified"] == receipt["decoded"] == ROLLOUTS - row["images_missing"]
