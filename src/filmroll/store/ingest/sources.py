@@ -89,7 +89,7 @@ def _fetch_text(text: str, limits: Limits, http: HttpSources | None) -> bytes:
         raise ImageSourceError(
             f"images are not fetched over {name[:16]}",
             remedy="Pass the bytes, a path, or a data: URI"
-            + (", or open the store with HttpSources" if name in PORTS else ""),
+            + (", or open the store with HttpSources, which is multimodal.fetch in a run" if name in PORTS else ""),
         )
     # Not at the top: stores that fetch nothing need not load an HTTP client.
     from filmroll.store.ingest.remote import fetch_url
