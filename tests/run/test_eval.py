@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from filmroll.engine.weights import write_weights
+from filmroll.materialize.feed import load_model
 from filmroll.rollout.trajectory import Trajectory
+from filmroll.run.config import load_config
 from filmroll.run.courses.contest import contest
 from filmroll.run.courses.standing import pass_at, standing
+from filmroll.run.directory import RunDirectory
 from tests.command_line import filmroll_here
 from tests.conftest import Served
 
@@ -77,18 +81,19 @@ def test_the_report_says_what_was_found(evaluated: tuple[Path, dict]) -> None:
 def test_a_runs_newest_weights_are_played_in_its_own_environment(
     evaluated: tuple[Path, dict], tiny_model: Path, tmp_path: Path
 ) -> None:
-    trained = tmp_path / "trained"
-    flags = ["--warmup.steps", "0", "--rl.steps", "2", "--rl.prompts", "2", "--rl.rollouts_per_prompt", "2"]
-    flags += ["--environment.size", "32", "--environment.turns", "1", "--sampling.max_tokens", "4"]
-    done = filmroll("train", TRAIN, "--model", tiny_model, "--run.control", "", *flags, "--run.directory", trained)
-    assert done.returncode == 0, done.stderr
+    chosen = {"model": str(tiny_model), "run.directory": str(tmp_path / "trained"), "environment.size": "32"}
+    chosen |= {"environment.turns": "1", "sampling.max_tokens": "4"}
+    trained = RunDirectory.create(load_config(TRAIN, [word for name in chosen for word in (f"--{name}", chosen[name])]))
+    trained.event("started", command="train")
+    for version in (1, 2):
+        write_weights(load_model(tiny_model).state_dict(), trained.weights, version)
     directory = tmp_path / "eval"
-    done = filmroll("eval", trained, *SMALL[6:], "--run.directory", directory)
+    done = filmroll("eval", trained.path, *SMALL[6:], "--run.directory", directory)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("mean reward ")
     played = records(directory)
     assert {turn["version"] for one in played for turn in one["turns"] if turn["role"] == "answer"} == {2}
-    # The same seed shows the same episodes, whichever model looks at them, and none that was trained on.
+    # The same seed shows the same episodes, whichever model looks at them.
     assert sorted(shown(directory)) == sorted(shown(evaluated[0]))
     assert json.loads((directory / "summary.json").read_text())["version"] == 2
 

@@ -84,40 +84,39 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_replicas_answer_where_it_says_and_end_when_it_is_told(
-    tiny_model: Path, renderer: Renderer, images: Path, picture: Path, number: int
+def test_one_answers_where_people_are_told_and_ends_when_it_is_told(
+    tiny_model: Path, renderer: Renderer, images: Path, picture: Path
 ) -> None:
-    arguments = ("--replicas", number, "--store", images, "--port", 0, "--name", "mine", "--json")
-    with serving(tiny_model, *arguments) as process:
-        rows = said(process, number)
-        assert [row["replica"] for row in rows] == list(range(number))
-        assert {row["model"] for row in rows} == {"mine"}
-        assert len({row["url"] for row in rows}) == len({row["pid"] for row in rows}) == number
-        assert len(set(map(tuple, tokens([row["url"] for row in rows], renderer, picture)))) == 1
-        process.send_signal(signal.SIGTERM)
-        output, complaint = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert output == ""
-    assert "Traceback" not in complaint
-    assert not any(psutil.pid_exists(row["pid"]) for row in rows)
-
-
-def test_people_are_told_in_words(tiny_model: Path) -> None:
-    with serving(tiny_model, "--port", 0) as process:
+    with serving(tiny_model, "--store", images, "--port", 0) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith(f"serving {tiny_model.name} at http://127.0.0.1:")
-        with urlopen(f"{line.split()[-1]}/health", timeout=60) as answer:  # noqa: S310 - our own server
+        url = line.split()[-1]
+        with urlopen(f"{url}/health", timeout=60) as answer:  # noqa: S310 - our own server
             assert answer.status == 200
+        assert len(tokens([url], renderer, picture)[0]) == 3
+        process.send_signal(signal.SIGTERM)
+        output, complaint = process.communicate(timeout=150)
+    assert process.returncode == 0
+    assert output == ""
+    assert "Traceback" not in complaint
 
 
-def test_a_replica_that_dies_ends_all_with_its_name(tiny_model: Path, images: Path) -> None:
-    with serving(tiny_model, "--replicas", 2, "--store", images, "--port", 0, "--json") as process:
+def test_replicas_answer_where_it_says_and_one_that_dies_ends_all_with_its_name(
+    tiny_model: Path, renderer: Renderer, images: Path, picture: Path
+) -> None:
+    arguments = ("--replicas", 2, "--store", images, "--port", 0, "--name", "mine", "--json")
+    with serving(tiny_model, *arguments) as process:
         rows = said(process, 2)
+        assert [row["replica"] for row in rows] == [0, 1]
+        assert {row["model"] for row in rows} == {"mine"}
+        assert len({row["url"] for row in rows}) == len({row["pid"] for row in rows}) == 2
+        assert len(set(map(tuple, tokens([row["url"] for row in rows], renderer, picture)))) == 1
         os.kill(rows[1]["pid"], signal.SIGKILL)
-        _, complaint = process.communicate(timeout=60)
+        output, complaint = process.communicate(timeout=150)
     assert process.returncode == 1
+    assert output == ""
+    assert not any(psutil.pid_exists(row["pid"]) for row in rows)
     last = complaint.strip().splitlines()[-1]
     assert last.startswith("RunError: process replica 1 ended with status -9 (it last said: ")
     assert "Traceback" not in complaint
@@ -194,16 +193,18 @@ def pretender(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("more", "only"), [((), True), (("--any-images",), False)])
+@pytest.mark.parametrize(
+    ("more", "only", "sign"), [((), True, signal.SIGINT), (("--any-images",), False, signal.SIGTERM)]
+)
 def test_vllm_is_started_with_what_references_need(
-    tiny_model: Path, images: Path, tmp_path: Path, pretender: Path, more: tuple[str, ...], only: bool
+    tiny_model: Path, images: Path, tmp_path: Path, pretender: Path, more: tuple[str, ...], only: bool, sign: int
 ) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
     arguments = ("--engine", "vllm", "--vllm-command", pretender, "--store", images, "--weights", weights, "--json")
     with serving(tiny_model, *arguments, *more, "--replicas", 2, "--port", 0, "--", "--dtype", "float32") as process:
         rows = said(process, 2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sign)
         _, heard = process.communicate(timeout=60)
     assert process.returncode == 0
     told = [json.loads(line.partition("| ")[2]) for line in heard.splitlines() if '"argv"' in line]
