@@ -209,7 +209,7 @@ def test_a_server_that_is_not_there_is_waited_for_as_long_as_patience_lasts(
 
 
 @pytest.mark.parametrize(
-    "after", [lambda: "1", lambda: formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"]
+    "after", [lambda: "1", lambda: formatdate(time.time() + 5, usegmt=True)], ids=["seconds", "date"]
 )
 def test_retry_after_is_heeded(plugin: Stand, prompt: Rendered, after: Callable[[], str]) -> None:
     plugin.script = [refusing(503, headers={"retry-after": after()})]

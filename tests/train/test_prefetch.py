@@ -124,7 +124,7 @@ def test_waiting_is_told() -> None:
     darkroom = Darkroom()
     darkroom.through.clear()
     with ahead(darkroom, [[1], [2]], limit=20) as made:
-        threading.Timer(0.2, darkroom.through.set).start()
+        threading.Timer(1, darkroom.through.set).start()
         assert made.reach(0) > 0.15
         until(lambda: darkroom.order == [1, 2])
         made.reach(1)
