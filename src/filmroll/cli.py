@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -19,7 +20,6 @@ from filmroll.errors import ConfigError, DiskFullError, FilmrollError
 
 app = typer.Typer(
     name="filmroll",
-    help="Reinforcement learning of vision-language models whose images travel as references.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +35,21 @@ EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch"
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 app.command("eval", context_settings=FLAGS)(evaluate)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(metadata.version("filmroll"))
+        raise typer.Exit
+
+
+@app.callback()
+def command_line(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Which filmroll this is.")
+    ] = False,
+) -> None:
+    """Reinforcement learning of vision-language models whose images travel as references."""
 
 
 @app.command()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -254,6 +255,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(finished, tmp_path, arguments, m
 def test_help_lists_commands_and_fields():
     overall = subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
     assert all(name in overall for name in ("train", "report", "tiny-model"))
+    assert filmroll_here("--version").stdout.strip() == version("filmroll")
     fields = filmroll_here("train", "--help").stdout
     assert "--environment.images" in fields
     assert "--resume" in fields
