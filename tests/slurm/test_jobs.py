@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.run import test_sft
 from tests.run.test_train import EXAMPLE, SMALL, command, rows, wait_until
 from tests.slurm.cluster import NETWORK, Slurm, started_slurm
 
@@ -45,12 +46,15 @@ def slurm(cluster):
 class Job:
     """A run that was submitted, and what is known of it."""
 
+    file = EXAMPLE
+    flags = (*SMALL, "--warmup.steps", "2", "--engine.replicas", "2")
+
     def __init__(self, slurm: Slurm, folder: Path, model: Path, *flags: str) -> None:
         self.slurm, self.folder = slurm, folder
         told = slurm.run(
-            *command("slurm", str(EXAMPLE), "--run", str(folder), "--model", str(model), *SMALL),
-            *("--warmup.steps", "2", "--engine.replicas", "2", "--cluster.network", NETWORK),
-            *("--cluster.silence_s", "20", "--slurm.nodes", "2", "--slurm.gpus_per_node", "2", *flags),
+            *command("slurm", str(self.file), "--run", str(folder), "--model", str(model), *self.flags),
+            *("--cluster.network", NETWORK, "--cluster.silence_s", "20"),
+            *("--slurm.nodes", "2", "--slurm.gpus_per_node", "2", *flags),
         )
         self.number = re.search(r"^job (\d+);", told, re.MULTILINE)[1]
 
@@ -117,6 +121,11 @@ class Job:
         last = self.events("checkpoint")[-1]
         assert (last["warmup"], last["rl"]) == (2, steps)
         assert self.events("finished")
+
+
+class SupervisedJob(Job):
+    file = test_sft.EXAMPLE
+    flags = ("--sft.batch_size", "8", "--trainer.ranks", "2", "--trainer.nodes", "2")
 
 
 def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
@@ -218,3 +227,19 @@ def test_a_host_that_dies_puts_the_job_back_into_the_queue(slurm, tmp_path, mode
     job.start_again()
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(12)
+
+
+def test_supervised_training_on_two_hosts_is_told_of_the_time_limit_and_comes_to_its_end(slurm, tmp_path, model):
+    data = test_sft.make(tmp_path / "data", 32)
+    paths = ("--data.path", str(data / "train.jsonl"), "--data.held_out_path", str(data / "held_out.jsonl"))
+    job = SupervisedJob(slurm, tmp_path / "run", model, *paths, "--sft.epochs", "8")
+    job.until(lambda: job.steps() >= 2)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.start_again()
+    assert job.events("stopped")
+    assert job.ended() == "COMPLETED", job.log()[-4000:]
+    assert [row["step"] for row in rows(job.folder)] == list(range(32))
+    assert {event["process"] for event in job.events("joined")} == {"trainer-0", "trainer-1"}
+    assert {event["host"].partition(",")[0] for event in job.events("joined")} == {"n1", "n2"}
+    assert (job.folder / "trained" / "config.json").is_file()
+    assert "loss on held-out rows" in job.log()
