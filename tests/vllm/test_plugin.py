@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from filmroll.engine.vllm.identity import KEY, establish, identity
-from filmroll.engine.vllm.inside import forbid_tokens, with_receipt, with_version
+from filmroll.engine.vllm.inside.answers import with_receipt, with_version
+from filmroll.engine.vllm.inside.requests import forbid_tokens
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
 from filmroll.engine.vllm.weights import weights_of
@@ -35,12 +36,13 @@ DESCRIPTOR = ImageDescriptor(
 REGISTER = """
 import sys
 from filmroll.engine.vllm.plugin import install, register
-from filmroll.engine.vllm import plugin, inside
+from filmroll.engine.vllm import plugin
+from filmroll.engine.vllm.inside import modules
 
 def waiting():
     return sum(type(finder).__module__ == plugin.__name__ for finder in sys.meta_path)
 
-inside.SERVING = "serving"
+modules.SERVING = "serving"
 register()
 before = waiting()
 register()

@@ -6,5 +6,6 @@ the model's own keyword arguments under identities that nobody else can name (`i
 is all that is known here of vLLM's insides. Where the images lie is told by `--additional-config`
 (`settings`).
 
-Imports vllm and torch where they are used; nothing here is imported by the other rooms.
+vllm and torch are imported where they are used. The other rooms import only how a server is started
+(`launch`, `settings`).
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from filmroll.engine.vllm.inside import BACKEND
+from filmroll.engine.vllm.inside.configuration import BACKEND, CONNECTOR
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import ConfigError
 from filmroll.families.hub import name_and_revision
@@ -56,7 +56,7 @@ class VllmServer:
         places = os.pathsep.join((str(Path(self.executable).parent), os.environ.get("PATH", os.defpath)))
         return {
             "PATH": places,
-            "VLLM_MEDIA_CONNECTOR": "filmroll",
+            "VLLM_MEDIA_CONNECTOR": CONNECTOR,
             # A client that comes back after a training step finds its connections open.
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
         }

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from filmroll.engine.statistics import shared_statistics
-from filmroll.engine.vllm import connector, inside
+from filmroll.engine.vllm.answering import counted
 from filmroll.engine.vllm.identity import part_identity
-from filmroll.engine.vllm.references import counted
+from filmroll.engine.vllm.inside import answers, connector, requests
+from filmroll.engine.vllm.inside.configuration import CONNECTOR
+from filmroll.engine.vllm.inside.server import Server
 from filmroll.engine.vllm.settings import EXAMPLE, read_settings
+from filmroll.engine.vllm.stored import StoredImages
 from filmroll.errors import ConfigError, FilmrollError, FingerprintError, RequestError
 from filmroll.families import Family
 from filmroll.image import INLINE
@@ -36,30 +39,30 @@ _NAME = re.compile(r"([0-9a-f]{16,64})\.[a-z]+\Z")
 class ContentParts:
     """What serves requests with content parts in one API server."""
 
-    def __init__(self, server: inside.Server, families: Sequence[Family]) -> None:
+    def __init__(self, server: Server, families: Sequence[Family]) -> None:
         self.server = server
         settings = read_settings(server.settings)
         store = settings.open_store()
         self._limits = Limits() if store is None else store.limits
-        self._images: connector.StoredImages | None = None
+        self._images: StoredImages | None = None
         self._fetches = connector.is_chosen()
         self._statistics = shared_statistics()
         self._families = {family.recipe: family for family in families}
         if store is not None:
-            self._images = connector.StoredImages(
+            self._images = StoredImages(
                 store, cache_bytes=settings.cache_bytes, readers=settings.readers, watch=self._statistics
             )
             connector.connect(self._images)
         elif self._fetches:
             raise ConfigError(
-                f"VLLM_MEDIA_CONNECTOR is {connector.NAME}, and no store is named", remedy=f"Start it with {EXAMPLE}"
+                f"VLLM_MEDIA_CONNECTOR is {CONNECTOR}, and no store is named", remedy=f"Start it with {EXAMPLE}"
             )
 
     def concern(self, request: Any) -> bool:
         """Whether any part of the request is a stored image, or says so; the others are vLLM's own business."""
         if self._images is None:
             return False
-        return any(self._is_stored(part) or _claim(part) is not None for part in inside.pictures_by_url(request))
+        return any(self._is_stored(part) or _claim(part) is not None for part in requests.pictures_by_url(request))
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer; a FilmrollError, which becomes the answer, for parts that are refused.
@@ -70,10 +73,10 @@ class ContentParts:
             return await self._served(request, raw_request)
 
     async def _served(self, request: Any, raw_request: Any) -> Any:
-        parts = inside.pictures_by_url(request)
+        parts = requests.pictures_by_url(request)
         family = next(iter(self._families.values()))
         names = await asyncio.to_thread(self._names, parts)
-        inside.forbid_tokens(request, family.placeholders.unsampled, SUPPRESSED)
+        requests.forbid_tokens(request, family.placeholders.unsampled, SUPPRESSED)
         try:
             answer = await self._answer(request, raw_request, names)
         except Exception as error:
@@ -85,17 +88,17 @@ class ContentParts:
             return answer
         receipt = Receipt(*[len(parts)] * 4)
         self._statistics.add_receipt(receipt)
-        return inside.with_receipt(answer, receipt)
+        return answers.with_receipt(answer, receipt)
 
     async def _answer(self, request: Any, raw_request: Any, names: Sequence[str | None]) -> Any:
         try:
-            return await inside.begun(await self.server.answer(inside.with_uuids(request, names), raw_request))
+            return await answers.begun(await self.server.answer(requests.with_uuids(request, names), raw_request))
         except Exception as error:
-            if not inside.failed_inside(error):
+            if not answers.failed_inside(error):
                 raise
             # vLLM's cache and its engine's have drifted apart: once more, with all images.
-            await self.server.forget([name for name in names if name is not None])
-            return await self.server.answer(inside.with_uuids(request, names), raw_request)
+            await self.server.cache.forget([name for name in names if name is not None])
+            return await self.server.answer(requests.with_uuids(request, names), raw_request)
 
     def _is_stored(self, part: Any) -> bool:
         return self._images is not None and self._images.has_place_for(part.get("url"))

@@ -21,7 +21,9 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from filmroll.engine.vllm import identity, inside
+from filmroll.engine.vllm import identity
+from filmroll.engine.vllm.inside import modules
+from filmroll.engine.vllm.inside.configuration import BACKEND
 from filmroll.engine.vllm.installed import ATTRIBUTE, Installed, installed
 
 
@@ -29,10 +31,10 @@ def register() -> None:
     """Have references served wherever this process turns out to be an API server. May be called twice."""
     identity.establish()
     after_import = (
-        (inside.SERVING, install),
-        (inside.ROUTER, _add_routes),
-        (inside.VALIDATION, _speak_for),
-        (inside.TRANSFERS, _add_transfer),
+        (modules.SERVING, install),
+        (modules.ROUTER, _add_routes),
+        (modules.VALIDATION, _speak_for),
+        (modules.TRANSFERS, _add_transfer),
     )
     for name, then in after_import:
         if (module := sys.modules.get(name)) is not None:
@@ -51,12 +53,13 @@ def install(module: ModuleType) -> None:
     @wraps(construct)
     def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
         # Not above: this needs what only a reader has installed.
+        from filmroll.engine.vllm.inside.server import Server
         from filmroll.engine.vllm.parts import ContentParts
         from filmroll.engine.vllm.references import References
         from filmroll.engine.vllm.weights import weights_of
 
         construct(self, *args, **kwargs)
-        server = inside.Server(self, serve)
+        server = Server(self, serve)
         references = References(server)
         parts = ContentParts(server, references.families)
         setattr(self, ATTRIBUTE, Installed(references, parts, weights_of(server)))
@@ -87,8 +90,8 @@ def _add_routes(module: ModuleType) -> None:
 def _add_transfer(module: ModuleType) -> None:
     """Let `--weight-transfer-config` name ours."""
     factory = module.WeightTransferEngineFactory
-    if inside.BACKEND not in factory._registry:
-        factory.register_engine(inside.BACKEND, "filmroll.engine.vllm.transfer", "FolderTransfer")
+    if BACKEND not in factory._registry:
+        factory.register_engine(BACKEND, "filmroll.engine.vllm.inside.transfer", "FolderTransfer")
 
 
 def _speak_for(module: ModuleType) -> None:

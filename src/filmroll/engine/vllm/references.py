@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -13,14 +11,19 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from filmroll.engine.http import error_answer
 from filmroll.engine.images.resolve import Claims
 from filmroll.engine.images.resolver import Resolver, Visit
-from filmroll.engine.statistics import Statistics, shared_statistics
-from filmroll.engine.vllm import inside
+from filmroll.engine.statistics import shared_statistics
+from filmroll.engine.vllm import admission
+from filmroll.engine.vllm.answering import answered, counted, foreseen
 from filmroll.engine.vllm.identity import identity
+from filmroll.engine.vllm.inside import answers, requests
+from filmroll.engine.vllm.inside.application import answer_errors
+from filmroll.engine.vllm.inside.items import Item
+from filmroll.engine.vllm.inside.prompts import engine_input
+from filmroll.engine.vllm.inside.server import Server
 from filmroll.engine.vllm.settings import EXAMPLE, Settings, read_settings
-from filmroll.errors import CheckpointError, ConfigError, FilmrollError, PlacementError, RequestError
+from filmroll.errors import CheckpointError, ConfigError, RequestError
 from filmroll.families import Family, load_family
 from filmroll.families.base import Arrays
 from filmroll.families.recipe import Backend
@@ -31,8 +34,6 @@ from filmroll.pixels.late import normalize
 from filmroll.pixels.patches import CHANNELS, LEVELS
 from filmroll.store.store import Store
 from filmroll.wire.receipt import Receipt
-
-log = logging.getLogger(__name__)
 
 EXAMPLE_SIZE = (160, 96)
 """Width and height of the picture that is made of at the start, here and by vLLM."""
@@ -62,7 +63,7 @@ class Prompt:
 class References:
     """What serves requests with references in one API server."""
 
-    def __init__(self, server: inside.Server) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         settings = read_settings(server.settings)
         store = settings.open_store()
@@ -79,7 +80,7 @@ class References:
 
     def takes(self, request: Any) -> bool:
         """Whether any of a request's images is a reference, or a digest that stands for one."""
-        return inside.has_references(request) or (self._resolver is not None and inside.has_digests(request))
+        return requests.has_references(request) or (self._resolver is not None and requests.has_digests(request))
 
     async def serve(self, request: Any, raw_request: Any) -> Any:
         """vLLM's answer with a receipt; a FilmrollError, which becomes the answer, for a request that is refused."""
@@ -94,44 +95,35 @@ class References:
                 field="features.kwargs_data",
             )
         async with self._resolver.visit() as visit:
-            with _foreseen():
+            with foreseen():
                 prompt = await self._prompt(visit, request)
-                inside.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
+                requests.forbid_tokens(request, prompt.family.placeholders.unsampled, SUPPRESSED)
             sent = await self._sent(visit, prompt, resend=False)
             try:
                 answer = await self._answer(request, raw_request, prompt, sent)
             except Exception as error:
-                if not (inside.failed_inside(error) and None in sent):
+                if not (answers.failed_inside(error) and None in sent):
                     raise
                 # vLLM's cache and its engine's have drifted apart: once more, with everything.
                 sent = await self._sent(visit, prompt, resend=True)
                 answer = await self._answer(request, raw_request, prompt, sent)
         images = len(prompt.identities)
         receipt = Receipt(images, images, images, images)
-        if not inside.is_refusal(answer):
+        if not answers.is_refusal(answer):
             self._statistics.add_receipt(receipt)
-        return inside.with_receipt(answer, receipt)
+        return answers.with_receipt(answer, receipt)
 
     def admit(self, request: Any, raw_request: Any) -> None:
         """Refuse a request whose images are no references, if this server takes nothing else or they do not add up."""
-        inside.answer_errors(raw_request, _answered)
-        _check_id(request)
-        if self.families:
-            _check_parts(request, self.families[0].placeholders.pad)
-        field = inside.other_images(request) if self.only_references else None
-        if field is not None:
-            raise RequestError(
-                "this server takes images as references and in no other way",
-                remedy="Send the mmraw: reference of each image in features.kwargs_data",
-                field=field,
-            )
-        if self.only_references and self.families:
-            _check_blind(request, self.families[0].placeholders.image)
+        answer_errors(raw_request, answered)
+        placeholders = self.families[0].placeholders if self.families else None
+        admission.check(request, placeholders, only_references=self.only_references)
 
     def _check_model(self, family: Family) -> None:
         """The arguments made here for vLLM's model are those that vLLM makes, or the server does not start."""
-        example = self.server.example(_modality(family), *EXAMPLE_SIZE)
-        made = self.server.item(self._values(family.pixels([example.picture], "uint8"), family), _modality(family))
+        items, modality = self.server.items, _modality(family)
+        example = items.example(modality, *EXAMPLE_SIZE)
+        made = items.make(self._values(family.pixels([example.picture], "uint8"), family), modality)
         differences = example.differences(made, family.layout(*example.picture.size).features)
         if differences:
             raise ConfigError(
@@ -140,23 +132,23 @@ class References:
                 "else this model cannot be served with references: leave the store out",
             )
 
-    async def _answer(self, request: Any, raw_request: Any, prompt: Prompt, sent: Sequence[inside.Item | None]) -> Any:
-        prepared = inside.engine_input(request, prompt.modality, sent, prompt.identities, prompt.places())
+    async def _answer(self, request: Any, raw_request: Any, prompt: Prompt, sent: Sequence[Item | None]) -> Any:
+        prepared = engine_input(request, prompt.modality, sent, prompt.identities, prompt.places())
         answered = False
         try:
             answer = await self.server.serve(request, raw_request, prepared)
             if None in sent:
-                answer = await inside.begun(answer)
-            answered = not inside.is_refusal(answer)
+                answer = await answers.begun(answer)
+            answered = not answers.is_refusal(answer)
             return answer
         finally:
             if not answered:
                 # Whether the engine has got the images is not known.
-                await asyncio.shield(self.server.forget(prompt.identities))
+                await asyncio.shield(self.server.cache.forget(prompt.identities))
 
     async def _prompt(self, visit: Visit, request: Any) -> Prompt:
-        _check_id(request)
-        wanted = await visit.run(lambda: inside.wire_request(request))
+        admission.check_id(request)
+        wanted = await visit.run(lambda: requests.wire_request(request))
         if len(wanted.token_ids) >= self.server.max_model_len:
             raise RequestError(
                 f"the prompt has {len(wanted.token_ids)} tokens: of {self.server.max_model_len} that the model takes, "
@@ -172,16 +164,17 @@ class References:
             )
         return prompt
 
-    async def _sent(self, visit: Visit, prompt: Prompt, *, resend: bool) -> list[inside.Item | None]:
+    async def _sent(self, visit: Visit, prompt: Prompt, *, resend: bool) -> list[Item | None]:
         """What goes to the engine for each image, in prompt order."""
-        with _foreseen():
+        with foreseen():
             sent = None
             if not resend:
-                sent = await self.server.enter(prompt.identities, await self._items(visit, prompt, everything=False))
+                items = await self._items(visit, prompt, everything=False)
+                sent = await self.server.cache.enter(prompt.identities, items)
             if sent is None:
                 # vLLM has dropped one in the meantime, or is not believed.
                 items = await self._items(visit, prompt, everything=True)
-                sent = await self.server.enter(prompt.identities, items, resend=resend)
+                sent = await self.server.cache.enter(prompt.identities, items, resend=resend)
             if sent is None:
                 raise RequestError(
                     "vLLM's cache has no room for the images of this prompt together",
@@ -190,18 +183,18 @@ class References:
                 )
         return sent
 
-    async def _items(self, visit: Visit, prompt: Prompt, *, everything: bool) -> dict[str, inside.Item]:
+    async def _items(self, visit: Visit, prompt: Prompt, *, everything: bool) -> dict[str, Item]:
         """The distinct images that vLLM needs, by identity; the claims about all of them are checked."""
         pictures = await visit.pictures(
-            prompt.claims, kept=lambda descriptor: not everything and self.server.keeps(identity(descriptor))
+            prompt.claims, kept=lambda descriptor: not everything and self.server.cache.keeps(identity(descriptor))
         )
         named = zip(prompt.identities, pictures, strict=True)
         needed = {name: picture.arrays for name, picture in named if picture is not None}
         works = [partial(self._item, arrays, prompt) for arrays in needed.values()]
         return dict(zip(needed, await visit.each(works, prompt.claims.field), strict=True))
 
-    def _item(self, levels: Arrays, prompt: Prompt) -> inside.Item:
-        return self.server.item(self._values(levels, prompt.family), prompt.modality)
+    def _item(self, levels: Arrays, prompt: Prompt) -> Item:
+        return self.server.items.make(self._values(levels, prompt.family), prompt.modality)
 
     def _weigh(self, family: Family, image: ImageRef) -> int:
         """What vLLM's own arguments take, which are there until it has answered."""
@@ -216,35 +209,6 @@ class References:
                 for name, array in levels.items()
             }
         return {family.vllm_names.get(name, name): array for name, array in values.items()}
-
-
-def _check_id(request: Any) -> None:
-    """vLLM repeats it in its answer, and fails where it cannot be written."""
-    try:
-        request.request_id.encode()
-    except UnicodeEncodeError:
-        raise RequestError("it holds half of a character", field="request_id") from None
-
-
-def _check_blind(request: Any, placeholder: int) -> None:
-    """vLLM answers a prompt that shows nothing where an image should be."""
-    if placeholder in request.token_ids:
-        raise PlacementError(
-            f"token {request.token_ids.index(placeholder)} is an image placeholder that belongs to no image",
-            remedy="Send a reference and a placement for every image in the prompt",
-            field="token_ids",
-        )
-
-
-def _check_parts(request: Any, pad: int) -> None:
-    """vLLM expands pads: with fewer than images it fails inside, with more it answers for some of them."""
-    images, pads = inside.image_parts(request), request.token_ids.count(pad)
-    if images is not None and images != pads:
-        raise RequestError(
-            f"the tokens hold {pads} image pads, there are {images} content parts",
-            remedy="Send the prompt with one pad for each image; the engine expands them",
-            field="content_parts",
-        )
 
 
 def _modality(family: Family) -> str:
@@ -266,34 +230,3 @@ def _materializers(model: str, store: Store, settings: Settings) -> dict[str, Ma
             features = settings.open_features(family)
             found[family.recipe] = Materializer(store, family, cache_bytes=settings.cache_bytes, features=features)
     return found
-
-
-@contextmanager
-def _foreseen() -> Iterator[None]:
-    """Whatever goes wrong inside becomes an error that says nothing private."""
-    try:
-        yield
-    except FilmrollError:
-        raise
-    except Exception:
-        log.exception("a request with references failed in a way nobody foresaw")
-        raise FilmrollError("the engine failed on this request; its log says why") from None
-
-
-@contextmanager
-def counted(raw_request: Any, statistics: Statistics) -> Iterator[None]:
-    """Around a request that filmroll serves: it is counted, and a FilmrollError becomes its answer, and is counted."""
-    inside.answer_errors(raw_request, _answered)
-    statistics.add(requests=1)
-    try:
-        yield
-    except FilmrollError as error:
-        statistics.reject(error.code)
-        raise
-
-
-async def _answered(_raw_request: Any, error: FilmrollError) -> Any:
-    """The answer to a request that was refused."""
-    if error.status >= 500:
-        log.warning("a request with references failed: %s", error)
-    return error_answer(error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filmroll.engine.http import error_answer
 from filmroll.engine.statistics import shared_statistics
-from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.inside.requests import PREFIXES
 from filmroll.errors import RequestError
 from filmroll.wire.generate import request_from
 
@@ -53,5 +53,5 @@ def refusal(body: Any) -> RequestError | None:
 def _is_ours(slots: Any) -> bool:
     """Whether any slot of a list is a reference, or null."""
     return isinstance(slots, list) and any(
-        slot is None or (isinstance(slot, str) and slot.startswith(inside.PREFIXES)) for slot in slots
+        slot is None or (isinstance(slot, str) and slot.startswith(PREFIXES)) for slot in slots
     )

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from filmroll.engine.http import answering, read_version
-from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.inside.application import serving_of
 from filmroll.engine.vllm.installed import Installed, installed
 from filmroll.engine.vllm.references import References
 from filmroll.engine.vllm.weights import Weights
@@ -69,7 +69,7 @@ def describe(references: References, *, weights: bool) -> Capabilities:
 
 
 def _installed(request: Request) -> Installed:
-    return installed(inside.serving_of(request))
+    return installed(serving_of(request))
 
 
 def _given_weights(request: Request) -> Weights:

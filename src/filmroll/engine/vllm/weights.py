@@ -11,27 +11,29 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.inside.answers import with_version
+from filmroll.engine.vllm.inside.configuration import BACKEND
+from filmroll.engine.vllm.inside.server import Server
 from filmroll.engine.vllm.outline import outline, shapes, ties
 from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import Manifest, check_weights, load_checked
 from filmroll.errors import ConfigError, EngineError, EngineUnavailableError, WeightsError
 
 if TYPE_CHECKING:
-    from filmroll.engine.vllm.transfer import Checked, Engine
+    from filmroll.engine.vllm.inside.transfer import Checked, Engine
 
 log = logging.getLogger(__name__)
 
 
-def weights_of(server: inside.Server) -> Weights | None:
+def weights_of(server: Server) -> Weights | None:
     """What updates the server's weights; None if it was told of no folder to take them from."""
     folder = read_settings(server.settings).weights
     if folder is None:
         return None
-    if server.weight_transfer != inside.BACKEND:
+    if server.weight_transfer != BACKEND:
         raise ConfigError(
             f"weights are to be taken from a folder, but vLLM's weight transfer backend is {server.weight_transfer!r}",
-            remedy=f"""Start it with --weight-transfer-config '{{"backend": "{inside.BACKEND}"}}'""",
+            remedy=f"""Start it with --weight-transfer-config '{{"backend": "{BACKEND}"}}'""",
         )
     if server.api_servers != 1:
         raise ConfigError(
@@ -45,7 +47,7 @@ def weights_of(server: inside.Server) -> Weights | None:
         )
     bare = outline(server.model)
     # Not above: this is vLLM's own.
-    from filmroll.engine.vllm.transfer import CHECKPOINT, Engine
+    from filmroll.engine.vllm.inside.transfer import CHECKPOINT, Engine
 
     tied = ties(bare) if server.tied else {}
     return Weights(Engine(server.engine), Path(folder), CHECKPOINT, shapes(bare), tied)
@@ -79,7 +81,7 @@ class Weights:
 
         It is what is in use when the answer ends: nothing is loaded before what is being sampled has ended.
         """
-        return inside.with_version(answer, self._loaded.version)
+        return with_version(answer, self._loaded.version)
 
     async def update(self, version: int) -> int:
         """Serve the weights that the trainer wrote as `version`; any version, older ones too.
@@ -93,7 +95,7 @@ class Weights:
         return await asyncio.shield(task)
 
     async def _update(self, version: int) -> int:
-        from filmroll.engine.vllm.transfer import Checked
+        from filmroll.engine.vllm.inside.transfer import Checked
 
         await self._named
         async with self._updating:

@@ -1,18 +1,5 @@
 """How new weights get into vLLM: the calls that an API server makes, and what a worker does then.
 
-Everything that is relied on inside vLLM for it is here, and is the same in 0.31 and 0.32:
-
-- the engine's client: `pause_generation`, `resume_generation`, `reset_prefix_cache`,
-  `reset_encoder_cache`, `start_weight_update`, `update_weights`, `finish_weight_update`,
-  `update_weight_version`, `get_weight_version`.
-- weight transfer engines: registered under a name that `--weight-transfer-config` says, made by each
-  worker, and told to `receive_weights` between `start_weight_update` and `finish_weight_update`.
-- layerwise reloading: `initialize_layerwise_reload`, the model's `load_weights`, which takes the names
-  of a checkpoint and gives those of the parameters, and `finalize_layerwise_reload`.
-- the loader's `get_all_weights`, which gives the checkpoint's own tensors.
-- a layer's `quant_method`, whose `process_weights_after_loading` makes what its kernels read of its
-  tensors: on a CPU, a copy in another order.
-
 Imports vllm, so only a process of vLLM's own imports this.
 """
 
@@ -35,7 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from filmroll.engine.vllm import inside
+from filmroll.engine.vllm.inside.configuration import BACKEND, model_name, told
 from filmroll.engine.vllm.outline import in_checkpoint_names, outline
 from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import load_checked
@@ -123,14 +110,14 @@ class FolderTransfer(WeightTransferEngine):  # type: ignore[misc]
 
     def __init__(self, config: Any, vllm_config: Any, device: Any, model: Any) -> None:
         super().__init__(config, vllm_config, device, model)
-        folder = read_settings(inside.told(vllm_config)).weights
+        folder = read_settings(told(vllm_config)).weights
         if folder is None:
             raise ConfigError(
-                f"the weight transfer backend is {inside.BACKEND!r}, but no folder of weights is named",
+                f"the weight transfer backend is {BACKEND!r}, but no folder of weights is named",
                 remedy="""Name it: --additional-config '{"filmroll": {"weights": "/path"}}'""",
             )
         self._folder = Path(folder)
-        self._outline = outline(inside.model_name(vllm_config))
+        self._outline = outline(model_name(vllm_config))
 
     def init_transfer_engine(self, init_info: Nothing) -> None:
         """The folder is known from the start."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmroll.engine.vllm.connector import StoredImages
+from filmroll.engine.vllm.stored import StoredImages
 from filmroll.errors import (
     FilmrollError,
     ImageDamagedError,
