@@ -17,10 +17,11 @@ from filmroll.errors import FilmrollError, MessageError, TrainingError
 from filmroll.materialize.carried import Carried
 from filmroll.materialize.materializer import check_placements
 from filmroll.materialize.sheet import Sheet
-from filmroll.train.loading.album import Album, Images
+from filmroll.train.loading.album import Album, Developed, Images
 from filmroll.train.loading.places import of_sample
 from filmroll.train.loading.prefetch import Prefetch
 from filmroll.train.loading.rows import row_inputs, starts
+from filmroll.train.loading.targets import Targets
 from filmroll.train.step import MissingImage, TrainerConfig, TrainStep
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.receipt import Receipt
@@ -118,53 +119,43 @@ class Loader:
 
         `waited` are the seconds that its images have taken already.
         """
-        import torch
-
-        family = self._images.family
-        samples = micro_batch.samples
-        if not micro_batch.rows or not all(row and all(one.tokens for one in row) for row in micro_batch.rows):
-            raise TrainingError("a micro-batch has no rows, an empty row or an empty sample", field="rows")
-        for sample in samples:
-            with of_sample(sample):
-                check_sample(sample)
-                check_placements(
-                    sample.token_ids,
-                    [image.offset for image in sample.images],
-                    [image.descriptor for image in sample.images],
-                    family,
-                )
+        self._check(micro_batch)
         began = time.perf_counter()
         developed = self._album.develop(micro_batch)
-        waited += time.perf_counter() - began
-        samples = developed.micro_batch.samples
+        return self._laid_out(developed, waited + time.perf_counter() - began)
+
+    def _check(self, micro_batch: MicroBatch) -> None:
+        """An error for samples that say what cannot be, and for images that stand where they cannot."""
+        if not micro_batch.rows or not all(row and all(one.tokens for one in row) for row in micro_batch.rows):
+            raise TrainingError("a micro-batch has no rows, an empty row or an empty sample", field="rows")
+        for sample in micro_batch.samples:
+            with of_sample(sample):
+                check_sample(sample)
+                offsets = [image.offset for image in sample.images]
+                descriptors = [image.descriptor for image in sample.images]
+                check_placements(sample.token_ids, offsets, descriptors, self._images.family)
+
+    def _laid_out(self, developed: Developed, waited: float) -> Batch:
+        micro_batch = developed.micro_batch
         sheet = Sheet.of(developed.pictures)
-        inputs = row_inputs(self._model, family, micro_batch.rows, sheet)
-        device = inputs["input_ids"].device
-        trained = [sample.targets for sample in samples]
-        counts = [len(places) for places in trained]
+        inputs = row_inputs(self._model, self._images.family, micro_batch.rows, sheet)
+        samples, weights = micro_batch.samples, [sample.weights for sample in micro_batch.samples]
+        targets = Targets(samples, inputs["input_ids"].device)
         rows, columns = zip(*starts(micro_batch.rows), strict=True)
-
-        def gathered(name: str) -> torch.Tensor:
-            parts = [getattr(sample, name)[places] for sample, places in zip(samples, trained, strict=True)]
-            return torch.from_numpy(np.concatenate(parts)).to(device)
-
-        def repeated(values: Sequence[Any]) -> torch.Tensor:
-            return torch.from_numpy(np.repeat(np.asarray(values), counts)).to(device)
-
         return Batch(
             inputs=inputs,
             sheet=sheet,
-            rows=repeated(rows),
-            columns=repeated(columns) + torch.from_numpy(np.concatenate(trained)).to(device),
-            owners=repeated(range(len(samples))),
-            token_ids=gathered("token_ids").long(),
-            logprobs=gathered("logprobs"),
-            temperatures=gathered("temperatures"),
-            versions=gathered("versions"),
-            advantages=repeated([np.float32(sample.advantage) for sample in samples]),
-            rl_weights=repeated([np.float32(sample.weights.rl) for sample in samples]),
-            cross_entropy_weights=repeated([np.float32(sample.weights.cross_entropy) for sample in samples]),
-            kl_weights=repeated([np.float32(sample.weights.kl) for sample in samples]),
+            rows=targets.spread(rows),
+            columns=targets.spread(columns) + targets.places,
+            owners=targets.spread(range(len(samples))),
+            token_ids=targets.gathered("token_ids").long(),
+            logprobs=targets.gathered("logprobs"),
+            temperatures=targets.gathered("temperatures"),
+            versions=targets.gathered("versions"),
+            advantages=targets.spread([sample.advantage for sample in samples], np.float32),
+            rl_weights=targets.spread([one.rl for one in weights], np.float32),
+            cross_entropy_weights=targets.spread([one.cross_entropy for one in weights], np.float32),
+            kl_weights=targets.spread([one.kl for one in weights], np.float32),
             receipt=developed.receipt,
             missing=developed.missing,
             masked=developed.masked,
