@@ -51,11 +51,11 @@ test-vllm: $(READY) $(VLLM_VENV)/.ready  ## the vLLM plugin against real vLLM on
 test-vllm-families: $(READY) $(VENV)-vllm/.ready  ## references in a vLLM server for each model type, a start each; ten minutes
 	$(BIN)/python -m pytest -m vllm_families --timeout 900 tests/vllm/test_every_family.py
 
-$(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py
+$(VENV)-vllm/.ready: constraints-vllm.txt tests/vllm/environment.py tests/torchvision_operators.py
 	$(BIN)/python -m tests.vllm.environment $(@D)
 	touch $@
 
-$(VENV)-vllm-%/.ready: constraints-vllm.txt tests/vllm/environment.py
+$(VENV)-vllm-%/.ready: constraints-vllm.txt tests/vllm/environment.py tests/torchvision_operators.py
 	$(BIN)/python -m tests.vllm.environment $(@D) $*
 	touch $@
 

@@ -9,6 +9,7 @@ torchaudio, which nothing here uses, does not import.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,29 +26,8 @@ PLACE = Path(os.environ.get("FILMROLL_TEST_VLLM") or ROOT / ".venv-vllm").absolu
 """The environment that tests run vLLM in."""
 UNUSED = ("torchaudio", "torchcodec", "triton")
 
-# torchvision registers shapes for two operators that only its CUDA library would define.
-OPERATORS = '''
-import sys
-from importlib.abc import MetaPathFinder
-
-
-class DefineOperators(MetaPathFinder):
-    """Defines torchvision's missing operators right before torchvision is imported."""
-
-    library = None
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "torchvision" and self.library is None:
-            import torch
-
-            DefineOperators.library = torch.library.Library("torchvision", "DEF")
-            for operator in ("nms", "qnms"):
-                self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return None
-
-
-sys.meta_path.insert(0, DefineOperators())
-'''
+OPERATORS = ROOT / "tests" / "torchvision_operators.py"
+"""What torchvision lacks beside a torch for CPUs."""
 
 METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
 
@@ -65,8 +45,8 @@ def make(folder: Path, version: str = NEWEST) -> None:
         subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
         subprocess.run([*pip, "install", *bound, "--editable", f"{ROOT}[fast,objects]"], check=True)
     site = next((folder / "lib").glob("python3.*")) / "site-packages"
-    (site / "torchvision_operators.py").write_text(OPERATORS)
-    (site / "torchvision_operators.pth").write_text("import torchvision_operators\n")
+    shutil.copy(OPERATORS, site)
+    (site / "torchvision_operators.pth").write_text(f"import {OPERATORS.stem}\n")
     named = site / f"vllm-{version}+cpu.dist-info"
     named.mkdir(exist_ok=True)
     (named / "METADATA").write_text(METADATA.format(version=version))
