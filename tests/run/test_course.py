@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from filmroll.errors import ConfigError, DiskFullError, PeerError, RunError
 from filmroll.run.config import Config
 from filmroll.run.courses.course import course, resumed
 from filmroll.run.directory import RunDirectory
-from tests.run.test_train import command
+from tests.command_line import filmroll_here
 
 ON = "goes on from the last checkpoint"
 FULL = OSError(28, "No space left on device")
@@ -84,7 +83,7 @@ def test_a_flag_may_stand_where_the_file_could_and_is_read_as_it_is(tmp_path: Pa
     run = made(tmp_path)
 
     def said(*words: str) -> str:
-        done = subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=100)
+        done = filmroll_here(*words)
         assert done.returncode == 2, done.stdout
         return done.stderr
 
