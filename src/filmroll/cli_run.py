@@ -164,13 +164,18 @@ def _carry_out(run: RunDirectory, command: str, *, resume: bool, apart: bool = F
     phases = {"sft": None} if command == "sft" else {"warmup": settings.warmup.steps, "rl": settings.rl.steps}
     take = sft if command == "sft" else train
     control = newest_run(settings.run.control) if settings.run.control else None
-    with Display(run.path, phases) as display:
-        try:
-            whole = take(settings, run, display.step, resume=resume, apart=apart, ending=ending)
-        finally:
-            report = closing_report(run.path, control=control)
+    way = way_on(run, command, apart=apart)
+    try:
+        with Display(run.path, phases) as display:
+            try:
+                whole = take(settings, run, display.step, resume=resume, apart=apart, ending=ending)
+            finally:
+                report = closing_report(run.path, control=control)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {way} goes on from the last checkpoint", err=True)
+        raise
     if not whole:
-        typer.echo(f"stopped at a checkpoint; {way_on(run, command, apart=apart)} goes on")
+        typer.echo(f"stopped at a checkpoint; {way} goes on")
         raise typer.Exit(STOPPED)
     typer.echo(display.conclusion(report))
 

@@ -10,7 +10,14 @@ import pytest
 from tests.run.test_train import EXAMPLE, command, flags, pids, steps_done, wait_until
 
 
-@pytest.mark.parametrize(("sign", "status", "word"), [("USR1", 75, "stopped at a checkpoint"), ("TERM", 1, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("sign", "status", "word"),
+    [
+        ("USR1", 75, "stopped at a checkpoint"),
+        ("TERM", 1, "SIGTERM"),
+        pytest.param("INT", 130, "interrupted", marks=pytest.mark.faults),
+    ],
+)
 def test_it_ends_in_order_and_says_how_to_go_on(tiny_model, tmp_path, sign, status, word):
     directory = tmp_path / "run"
     chosen = ["--run.checkpoint_every", "1000000", "--model", str(tiny_model)]
