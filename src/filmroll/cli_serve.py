@@ -71,18 +71,17 @@ def serve(
         which = f"replica {number} serves" if replicas > 1 else "serving"
         print(json.dumps(said) if as_json else f"{which} {called} at {url}", flush=True)
 
-    if engine is Kind.EMBEDDED and replicas == 1:
+    if engine is Kind.VLLM:
+        servers = offer.vllm(vllm_command, context.args, only_references=only_references)
+    elif replicas > 1:
+        servers = offer.embedded(threads=threads, device=device)
+    else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         offer.serve_embedded(lambda url: ready(0, url, os.getpid()), threads=threads, device=device)
         return
-    if engine is Kind.VLLM:
-        servers = offer.vllm(vllm_command, context.args, only_references=only_references)
-    else:
-        servers = offer.embedded(threads=threads, device=device)
-    asyncio.run(
-        run_replicas(
-            servers,
-            lambda replica, pid: ready(replica.number, replica.url, pid),
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )
-    )
+    asyncio.run(run_replicas(servers, lambda replica, pid: ready(replica.number, replica.url, pid), _pass_on))
+
+
+def _pass_on(line: str) -> None:
+    """What a replica prints."""
+    print(line, file=sys.stderr, flush=True)
