@@ -32,6 +32,12 @@ def test_a_last_line_without_its_end_and_windows_line_ends_are_lines(tmp_path: P
     assert [rows[index]["n"] for index in range(len(rows))] == [0, 1]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_bytes(b'\xef\xbb\xbf{"n": 0}\n{"n": 1}\n')
+    rows = open_rows(str(tmp_path / "chats.jsonl"))
+    assert [row["n"] for row in (rows[0], rows[1])] == [0, 1]
+
+
 def test_several_files_are_one_data_set(tmp_path: Path) -> None:
     for name, numbers in (("b", (2, 3)), ("a", (0, 1)), ("c", ())):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"n": number}) + "\n" for number in numbers))

@@ -106,6 +106,12 @@ def test_another_model_is_never_overwritten(tmp_path: Path) -> None:
         build_tiny_model(tmp_path / "file")
 
 
+def test_a_place_where_nothing_can_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"no folder can be made .*file/model"):
+        build_tiny_model(tmp_path / "file" / "model")
+
+
 def test_a_killed_build_leaves_no_model(tmp_path: Path) -> None:
     """Killed when everything but the last step is done: the folder does not exist, and a new build works."""
     code = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,6 +77,9 @@ def _index(path: Path, see: Callable[[bytes], None]) -> tuple[Offsets, Offsets]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 see(line)
+                if number == 1 and line.startswith(codecs.BOM_UTF8):
+                    # Some editors begin a file so; it is no part of the row.
+                    at, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
                 if not line.isspace():
                     if not offsets and line.lstrip().startswith(b"["):
                         raise ConfigError(

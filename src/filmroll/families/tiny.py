@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from filmroll.durable import sync
+from filmroll.durable import says_full, sync
 from filmroll.errors import ConfigError
 
 MARKER = "filmroll-tiny.json"
@@ -104,8 +104,17 @@ def build_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     folder = Path(folder)
     if _holds(folder, seed):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        if says_full(error):
+            raise
+        raise ConfigError(
+            f"no folder can be made for the tiny model: {error.strerror}",
+            remedy="Name another place",
+            private=str(folder),
+        ) from error
     try:
         _write(unfinished, seed)
         unfinished.chmod(0o755)
