@@ -88,10 +88,10 @@ def test_a_picture_of_many_megapixels_makes_no_noise(recwarn: pytest.WarningsRec
     """Law 1 reaches readers of other houses: at our limit Pillow does not warn yet."""
     side = 1 << 13
     image = canonical(np.zeros((side, side), np.uint8))
-    start = time.perf_counter()
+    start = time.process_time()
     assert decode(image.data, max_pixels=1 << 26).shape == (side, side, 3)
     Image.open(io.BytesIO(image.data))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert not recwarn.list
 
 
