@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from filmroll.families.tiny import build_tiny_model
 from filmroll.render import Renderer, load_renderer
 from filmroll.store import open_store
+
+# How long an example takes is the machine's business: a busy one is no counterexample.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SERVE = """
 import sys
