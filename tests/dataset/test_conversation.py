@@ -133,6 +133,7 @@ def test_tools_may_be_json_as_tables_keep_them() -> None:
         ({"messages": [{"content": "x"}]}, "messages[0]", "role"),
         (chat(("user", 7), ("assistant", "A")), "messages[0]", "7"),
         (chat(("user", [7]), ("assistant", "A")), "messages[0].content[0]", "int"),
+        (chat(("user", [{"type": "audio", "audio": "a.wav"}]), ("assistant", "A")), "messages[0].content[0]", "audio"),
         (chat(("user", "Which?")), "messages", "nothing to learn"),
         (chat(("user", [IMAGE]), ("assistant", "A")), "messages[0].content[0]", "image 0 of the row, which has 0"),
         (chat(("user", [IMAGE, IMAGE]), ("assistant", "A"), images=["a"]), "messages[0].content[1]", "which has 1"),

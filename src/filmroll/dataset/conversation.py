@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.dataset.config import DataConfig
-from filmroll.errors import DatasetError
-from filmroll.render.messages import is_image
+from filmroll.errors import DatasetError, RenderError
+from filmroll.render.messages import is_image, worded
 
 PLACEHOLDER = "<image>"
 ROLES = {
@@ -121,7 +121,10 @@ class Reader:
             return [{"type": "image", "image": given}]
         if part.get("type", "text") == "text" and isinstance(part.get("text"), str):
             return self._pieces(part["text"], images, place)
-        return [dict(part)]
+        try:
+            return [worded(part)]
+        except RenderError as error:
+            raise DatasetError(error.problem, field=place) from None
 
     def _pieces(self, text: str, images: _Images, place: str) -> list[dict[str, Any]]:
         """A text in parts, an image at each placeholder if that is what placeholders are."""

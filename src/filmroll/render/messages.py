@@ -43,7 +43,7 @@ def _with_stored_images(message: Message, store: Store) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return dict(message)
-    return dict(message, content=[_stored(part, store) if is_image(part) else _worded(part) for part in content])
+    return dict(message, content=[_stored(part, store) if is_image(part) else worded(part) for part in content])
 
 
 def _stored(part: Mapping[str, Any], store: Store) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _stored(part: Mapping[str, Any], store: Store) -> dict[str, Any]:
     return {"type": "image", "image": source if isinstance(source, ImageRef) else store.put(source)}
 
 
-def _worded(part: Any) -> dict[str, Any]:
+def worded(part: Any) -> dict[str, Any]:
     """A part that is no image, in the one form that every text renderer reads; some leave out others in silence."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
