@@ -46,7 +46,7 @@ test-slurm: $(READY)  ## runs as jobs of a real SLURM over two hosts, which is i
 	$(BIN)/python -m pytest -m slurm --timeout 900 tests/slurm
 
 test-vllm: $(READY) $(VLLM_VENV)/.ready  ## the vLLM plugin against real vLLM on the CPU, in an environment of its own; VLLM=0.31.0 takes the oldest that will do
-	FILMROLL_TEST_VLLM=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm --timeout 900 tests/vllm
+	FILMROLL_TEST_VLLM=$(VLLM_VENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m vllm --timeout 900 tests/vllm
 
 test-vllm-families: $(READY) $(VENV)-vllm/.ready  ## references in a vLLM server for each model type, a start each; ten minutes
 	$(BIN)/python -m pytest -m vllm_families --timeout 900 tests/vllm/test_every_family.py

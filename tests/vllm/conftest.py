@@ -1,4 +1,4 @@
-"""One server for each of two models, for all tests of a session: their starts take most of the time."""
+"""One server for each of two models, for all tests that can share it: starts take most of the time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from tests.store.servers.moto import started_moto
 from tests.vllm.conversations import Desk
 from tests.vllm.serving import CONNECTED, Server, serving
 from tests.vllm.tiny_models import MODELS
+
+STARTING_THEIR_OWN = {"test_attacks", "test_run", "test_stock", "test_weights", "test_weights_of_models"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two workers, let one have all that share servers: each would start its own otherwise."""
+    for item in (item for item in items if item.path.parent == Path(__file__).parent):
+        group = item.path.stem if item.path.stem in STARTING_THEIR_OWN else "sharing"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def desk_of(model: Path, folder: Path, store: Store, *, start: tuple[int, ...] = (), end: tuple[int, ...] = ()) -> Desk:
