@@ -12,7 +12,7 @@ import typer
 
 from filmroll.cli_eval import evaluate
 from filmroll.cli_rollouts import rollouts_app
-from filmroll.cli_run import roles_app
+from filmroll.cli_run import FIELDS, roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_store import store_app
 from filmroll.durable import FULL_STATUS, disk_full, says_full
@@ -29,12 +29,11 @@ app.add_typer(rollouts_app)
 app.add_typer(store_app)
 app.command(context_settings=MORE_FLAGS)(serve)
 
-FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
 """Modules that come with filmroll[all] and not with filmroll alone."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
-app.command("eval", context_settings=FLAGS)(evaluate)
+app.command("eval", context_settings=FIELDS)(evaluate)
 
 
 def _say_version(asked: bool) -> None:

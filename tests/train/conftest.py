@@ -1,4 +1,6 @@
-"""Trajectories and samples made by hand."""
+"""Trajectories and samples made by hand, and a model whose embeddings are its head."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from filmroll.families.base import Placeholders
 from filmroll.families.qwen_vl import QwenVL, QwenVLSettings
 from filmroll.image import ImageRef
+from filmroll.materialize.feed import load_model
 from filmroll.rollout.trajectory import ROOT, Trajectory
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import LossWeights, PlacedImage, TrainingSample
@@ -53,3 +56,15 @@ def two_turns() -> Trajectory:
     node = made.add_prompt(node, [PAD, 3], [descriptor(2, 2)])
     made.add_sampled(node, [12], [-0.3], temperature=0.5, version=5, finish_reason="stop")
     return made
+
+
+@pytest.fixture(scope="session")
+def tied_model(tiny_model, tmp_path_factory):
+    """The tiny model as small releases are: one tensor embeds and is the head."""
+    tied = tmp_path_factory.mktemp("tied") / "model"
+    shutil.copytree(tiny_model, tied)
+    model = load_model(tiny_model)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    model.save_pretrained(tied)
+    return tied

@@ -98,18 +98,6 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tied_model(tiny_model, tmp_path_factory):
-    """As small releases have it: one tensor embeds and is the head."""
-    tied = tmp_path_factory.mktemp("tied") / "model"
-    shutil.copytree(tiny_model, tied)
-    model = load_model(tiny_model)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
-    model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    model.save_pretrained(tied)
-    return tied
-
-
-@pytest.fixture(scope="module")
 def by_one(tiny_model, store, tmp_path_factory):
     place = tmp_path_factory.mktemp("one")
     return place, alone(place, tiny_model, store, WHOLE)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.errors import RunError, TransportError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
-from filmroll.materialize.feed import load_model, suppress
+from filmroll.materialize.feed import suppress
 from filmroll.store import open_store
 from filmroll.train.learning.trainer import Trainer
 from filmroll.train.process import checkpoint
@@ -24,18 +23,9 @@ from filmroll.wire.transport import Codec, Window, open_receiver, open_sender
 from tests.train.conftest import sample
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def model_dir(request, tiny_model, tmp_path_factory):
-    """The tiny model, and the same with its output layer tied to its embeddings, as small releases are."""
-    if not request.param:
-        return tiny_model
-    folder = tmp_path_factory.mktemp("tied") / "model"
-    shutil.copytree(tiny_model, folder)
-    model = load_model(tiny_model)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
-    model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    model.save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="module", params=["tiny_model", "tied_model"], ids=["untied", "tied"])
+def model_dir(request):
+    return request.getfixturevalue(request.param)
 
 
 def service(model_dir, tmp_path):
