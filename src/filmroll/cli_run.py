@@ -192,7 +192,7 @@ def _run(config: str | None, run: Path | None, flags: list[str]) -> RunDirectory
 def _join(role: str, name: str, config: str | None, run: Path | None, flags: list[str]) -> None:
     from filmroll.run.cluster.join import join, there_will_be
     from filmroll.run.directory import fixed_place
-    from filmroll.run.members.member import names_of
+    from filmroll.run.members.names import names_of
 
     _log()
     if config is None:

@@ -39,7 +39,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The first replica's port; 0 for any.")] = 8000,
     name: Annotated[str, typer.Option(help="What requests call the model; without it the model's last part.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each embedded engine.")] = 1,
-    device: Annotated[str, typer.Option(help="Where an embedded engine's model runs, as torch names it.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where an embedded engine's model runs: cpu, cuda, one GPU as cuda:1, or mps.")
+    ] = "cpu",
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each vLLM server, where the machine has any.")] = 1,
     vllm_command: Annotated[str, typer.Option(help="The vllm executable, by name or by path.")] = "vllm",
     only_references: Annotated[
         bool,
@@ -72,7 +75,7 @@ def serve(
         print(json.dumps(said) if as_json else f"{which} {called} at {url}", flush=True)
 
     if engine is Kind.VLLM:
-        servers = offer.vllm(vllm_command, context.args, only_references=only_references)
+        servers = offer.vllm(vllm_command, context.args, gpus=gpus, only_references=only_references)
     elif replicas > 1:
         servers = offer.embedded(threads=threads, device=device)
     else:

@@ -35,7 +35,7 @@ def ended(run: RunDirectory, program: str) -> VllmProcess:
 
     async def end() -> VllmProcess:
         server = VllmServer(str(executable), "model", "tiny", "127.0.0.1", 1, Settings())
-        process = await VllmProcess.begin("engine", run, server)
+        process = await VllmProcess.begin("engine", run, server, {})
         await process.exited
         return process
 

@@ -15,6 +15,8 @@ from filmroll.run.directory import RunDirectory
 from filmroll.run.processes.variables import IMAGES
 from tests.run.test_train import EXAMPLE, command
 
+CUDA = {"device": "cuda"}
+
 
 def made(tmp_path, name="run", **sections):
     run = RunDirectory.create(Config.model_validate({"run": {"directory": str(tmp_path / name)}, **sections}))
@@ -60,11 +62,12 @@ def test_one_node_asks_for_what_is_configured_and_no_more(tmp_path):
 def test_several_nodes_with_gpus_are_dealt_out(tmp_path):
     chosen = {
         "partition": "gpu", "account": "vision", "time": "24:00:00", "nodes": 3, "cpus_per_node": 16,
-        "gpus_per_node": 4, "engine_gpus": 2, "worker_node": 2, "warn_s": 600,
+        "gpus_per_node": 4, "worker_node": 2, "warn_s": 600,
         "lines": ["--qos=high", "--mail-type=END"],
         "setup": ["module load cuda", "export A='b c'"],
     }  # fmt: skip
-    run, config = made(tmp_path, slurm=chosen, engine={"replicas": 3}, cluster={"network": "hostname"})
+    engine = {"kind": "vllm", "replicas": 3, "gpus": 2}
+    run, config = made(tmp_path, slurm=chosen, engine=engine, trainer=CUDA, cluster={"network": "hostname"})
     script = job_script(run, config)
     assert directives(script) == [
         f"--job-name={run.manifest_name()}",
@@ -121,7 +124,7 @@ def test_a_process_sees_the_gpus_of_the_job_that_it_was_given(tmp_path, given, h
 
 
 def test_on_one_node_engines_have_the_gpus_after_the_trainers(tmp_path):
-    _, config = made(tmp_path, slurm={"gpus_per_node": 4}, engine={"replicas": 2}, trainer={"ranks": 2})
+    _, config = made(tmp_path, slurm={"gpus_per_node": 4}, engine={"replicas": 2, **CUDA}, trainer={"ranks": 2, **CUDA})
     assert [(step.name, list(step.gpus)) for step in layout(config)] == [
         ("trainer", [0, 1]),
         ("engine-0", [2]),
@@ -133,8 +136,8 @@ def test_on_one_node_engines_have_the_gpus_after_the_trainers(tmp_path):
 def test_a_trainer_over_several_nodes_is_a_step_on_each_with_its_share_of_the_ranks(tmp_path):
     sections = {
         "slurm": {"nodes": 4, "gpus_per_node": 4, "trainer_node": 1},
-        "trainer": {"ranks": 4, "nodes": 2},
-        "engine": {"replicas": 3},
+        "trainer": {"ranks": 4, "nodes": 2, **CUDA},
+        "engine": {"replicas": 3, **CUDA},
         "cluster": {"network": "hostname"},
     }
     assert started(job_script(*made(tmp_path, **sections))) == [
@@ -157,11 +160,27 @@ def test_a_trainer_over_several_nodes_is_a_step_on_each_with_its_share_of_the_ra
     ]
 
 
+def test_who_is_on_no_gpu_sees_none_and_few_are_shared_where_that_is_asked_for(tmp_path):
+    _, config = made(tmp_path, slurm={"gpus_per_node": 4}, engine=CUDA)
+    assert [(step.name, list(step.gpus)) for step in layout(config)] == [
+        ("trainer", []),
+        ("engine", [0]),
+        ("worker", []),
+    ]
+    sections = {"slurm": {"gpus_per_node": 1}, "engine": CUDA, "trainer": CUDA}
+    run = {"directory": str(tmp_path / "shared"), "share_gpus": True}
+    shared = Config.model_validate({"run": run, **sections})
+    assert [list(step.gpus) for step in layout(shared)] == [[0], [0], []]
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"slurm": {"nodes": 2}}, r"2 nodes, and cluster\.network 127\.0\.0\.0/8 does not join them"),
-        ({"slurm": {"gpus_per_node": 1}}, "engine would need GPU 2 of node 0, which has 1"),
+        (
+            {"slurm": {"gpus_per_node": 1}, "trainer": CUDA, "engine": CUDA},
+            r"engine is to have 1 GPU, and node 0 has 1 GPU \(trainer has 0\)",
+        ),
         ({"slurm": {"trainer_node": 1}}, "trainer is to be on node 1, but the job's nodes are 0 to 0"),
         ({"trainer": {"ranks": 2, "nodes": 2}}, "trainer-1 is to be on node 1, but the job's nodes are 0 to 0"),
         ({"slurm": {"engine_nodes": [3]}}, "engine is to be on node 3"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from filmroll.errors import CheckpointError, ReceiptError, TrainingError
 from filmroll.families.hub import name_and_revision
+from filmroll.materialize.device import usable_device
 from filmroll.materialize.late import normalize
 from filmroll.materialize.sheet import Sheet, owned
 
@@ -39,6 +40,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    place = usable_device(device)
     name, revision = name_and_revision(folder)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
@@ -52,7 +54,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
         raise CheckpointError(
             "the model's weights cannot be loaded", remedy="It must be a transformers checkpoint", private=str(error)
         ) from error
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def model_inputs(

@@ -33,10 +33,13 @@ from filmroll.train.step import TrainerConfig
 from filmroll.wire.transport import Window
 
 MOVED = {
-    "rl": ("normalize",),
-    "trainer": ("clip_low", "clip_high", "max_ratio"),
+    "rl.normalize": "loss.normalize",
+    "trainer.clip_low": "loss.clip_low",
+    "trainer.clip_high": "loss.clip_high",
+    "trainer.max_ratio": "loss.max_ratio",
+    "slurm.engine_gpus": "engine.gpus",
 }
-"""Fields that stand in `[loss]` by now."""
+"""Fields that stand elsewhere by now."""
 
 TINY = "tiny:qwen3_vl"
 """The small random model that a run builds for itself."""
@@ -63,6 +66,8 @@ class RunConfig(Section):
     """The folder of a control run, shown in the report beside this one if it is there."""
     env_vars: dict[str, str] = {}
     """Environment variables of the processes that the run launches, beside those of whoever launches them."""
+    share_gpus: bool = False
+    """Let engines and trainer be on the same GPUs, where there are too few for each to have its own."""
 
 
 class MultimodalConfig(Section):
@@ -240,11 +245,11 @@ class Config(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _at_its_place(cls, values: Any) -> Any:
-        for section, names in MOVED.items():
+        for before, now in MOVED.items():
+            section, _, name = before.partition(".")
             given = values.get(section) if isinstance(values, dict) else None
-            for name in names:
-                if isinstance(given, dict) and name in given:
-                    raise ValueError(f"{section}.{name} is loss.{name} now")
+            if isinstance(given, dict) and name in given:
+                raise ValueError(f"{before} is {now} now")
         return values
 
     @field_validator("model")

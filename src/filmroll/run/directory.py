@@ -25,7 +25,9 @@ from filmroll.store.nowhere import URL as INLINE_URL
 
 RUN_ID = "${RUN_ID}"
 """Stands for the run's name in a configured path."""
-MOVABLE = frozenset({"trainer.ranks", "trainer.nodes", "slurm"})
+MOVABLE = frozenset(
+    {"trainer.ranks", "trainer.nodes", "trainer.device", "engine.device", "engine.gpus", "run.share_gpus", "slurm"}
+)
 """What may be another each time a run is gone on with: by how many processes and where, not what they compute."""
 
 
@@ -149,9 +151,16 @@ class RunDirectory:
 
     def moved(self, config: Config) -> Config:
         """The run's configuration, with what is movable as this one has it."""
-        now, trainer = self.config(), config.trainer
-        ranks = now.trainer.model_copy(update={"ranks": trainer.ranks, "nodes": trainer.nodes})
-        return now.model_copy(update={"trainer": ranks, "slurm": config.slurm})
+        now = self.config()
+        for name in MOVABLE:
+            section, _, field = name.partition(".")
+            ours, theirs = getattr(now, section), getattr(config, section)
+            if not field:
+                ours = theirs
+            elif hasattr(ours, field) and hasattr(theirs, field):
+                ours = ours.model_copy(update={field: getattr(theirs, field)})
+            now = now.model_copy(update={section: ours})
+        return now
 
     def move(self, config: Config) -> None:
         """Go on so from now on."""

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from filmroll.train.step import Device
+
 
 class _EngineConfig(BaseModel):
     """What is said of every kind of engine."""
@@ -31,8 +33,8 @@ class EmbeddedEngineConfig(_EngineConfig):
     """Which engine samples."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of each engine."""
-    device: str = "cpu"
-    """Where the engine's model runs, as torch names it."""
+    device: Device = "cpu"
+    """Where the engine's model runs: `cpu`; `cuda`, each engine on a GPU of its own; one GPU, as `cuda:1`; or `mps`."""
 
 
 class VllmEngineConfig(_EngineConfig):
@@ -42,6 +44,8 @@ class VllmEngineConfig(_EngineConfig):
     """Says that vLLM samples."""
     command: str = Field(default="vllm", min_length=1)
     """The vllm executable, by name or by path: it may lie in another environment."""
+    gpus: int = Field(default=1, ge=0)
+    """GPUs of each engine, which share its model, where the machine has any."""
     flags: tuple[str, ...] = ()
     """Further flags of `vllm serve`."""
     only_references: bool = True

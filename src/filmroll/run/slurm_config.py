@@ -29,8 +29,6 @@ class SlurmConfig(BaseModel):
     """CPUs on each node; 0 asks for whole nodes."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs on each node."""
-    engine_gpus: int = Field(default=1, ge=0)
-    """GPUs of each engine, where nodes have any."""
     engine_nodes: tuple[Node, ...] = ()
     """Nodes that engines go to in turn; empty means all but the trainer's, or those where there are no others."""
     trainer_node: Node = 0

@@ -5,10 +5,11 @@ Imports no torch: the orchestrator speaks this language too.
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from filmroll.wire.processed import LostImage, ProcessedImage
 from filmroll.wire.receipt import Receipt
@@ -16,6 +17,16 @@ from filmroll.wire.training import MicroBatch
 
 Dtype = Literal["float32", "bfloat16"]
 """What a model multiplies in."""
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is no device: take cpu, cuda, one GPU such as cuda:1, or mps")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+"""Where a model is, as torch names it."""
 
 
 class TrainerConfig(BaseModel):
@@ -43,10 +54,10 @@ class TrainerConfig(BaseModel):
     """Threads that make them."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of each process of the trainer."""
-    device: str = "cpu"
-    """Where the model is trained, as torch names it."""
+    device: Device = "cpu"
+    """Where the model is trained: `cpu`; `cuda`, each rank on a GPU of its own; one GPU, as `cuda:1`; or `mps`."""
     ranks: int = Field(default=1, ge=1)
-    """Processes that train together, each with a part of the model; with `cuda`, each on a device of its own."""
+    """Processes that train together, each with a part of the model."""
     nodes: int = Field(default=1, ge=1)
     """Machines that these processes are on, as many on each as on the others."""
     shard_mb: int = Field(default=4096, ge=1)
@@ -68,6 +79,8 @@ class TrainerConfig(BaseModel):
     def _even(self) -> TrainerConfig:
         if self.ranks % self.nodes:
             raise ValueError(f"ranks is {self.ranks}, which {self.nodes} nodes do not share evenly")
+        if self.ranks > 1 and ":" in self.device:
+            raise ValueError(f"device is {self.device}, and {self.ranks} ranks need as many GPUs: take cuda")
         return self
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -18,16 +20,18 @@ from filmroll.families.hub import name_and_revision
 
 OURS = (
     *("--host", "--port", "--served-model-name", "--additional-config", "--enable-scale-out", "--logprobs-mode"),
-    "--weight-transfer-config",
+    *("--weight-transfer-config", "--tensor-parallel-size", "-tp"),
 )
 """Flags that are filmroll's to give."""
+_APART = ("--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+"""Flags that say among how many GPUs a model's layers are parted, or its requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmServer:
     """One server to start: where vLLM is, what it serves, and what it is told for filmroll.
 
-    `flags` are further ones of `vllm serve`, and come last.
+    `flags` are further ones of `vllm serve`, and come last. What these leave of the GPUs share each layer.
     """
 
     executable: str
@@ -37,6 +41,7 @@ class VllmServer:
     port: int
     told: Settings
     seed: int = 0
+    gpus: int = 1
     flags: Sequence[str] = ()
 
     def command(self) -> list[str]:
@@ -48,6 +53,7 @@ class VllmServer:
             *("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
             *("--additional-config", json.dumps({"filmroll": msgspec.to_builtins(self.told)})),
             *(("--weight-transfer-config", json.dumps({"backend": BACKEND})) if self.told.weights else ()),
+            *_sharing_layers(self.gpus, self.flags),
             *self.flags,
         ]
 
@@ -73,9 +79,28 @@ def find_vllm(command: str) -> str:
     return str(Path(found).absolute())
 
 
-def check_flags(flags: Sequence[str]) -> None:
-    """A ConfigError for flags that would undo what makes vLLM take references."""
-    for flag in flags:
-        name = flag.partition("=")[0]
-        if name.replace("_", "-") in OURS:
+def check_flags(flags: Sequence[str], gpus: int = 1) -> None:
+    """A ConfigError for flags that would undo what makes vLLM take references, or do not fit so many GPUs."""
+    for name, _ in _read(flags):
+        if name in OURS:
             raise ConfigError(f"{name} is given by filmroll", remedy="Leave it out of vLLM's flags")
+    _sharing_layers(gpus, flags)
+
+
+def _sharing_layers(gpus: int, flags: Sequence[str]) -> tuple[str, ...]:
+    """The flag for those GPUs that have a part of every layer."""
+    apart = prod(max(1, int(value)) for name, value in _read(flags) if name in _APART and value.isdecimal())
+    if gpus % apart:
+        raise ConfigError(
+            f"vLLM's flags part a model or its requests among {apart} GPUs, and each engine has {gpus}",
+            remedy="Give it as many, or a multiple: the others share each layer",
+        )
+    return ("--tensor-parallel-size", str(gpus // apart)) if gpus > apart else ()
+
+
+def _read(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each flag by its name with hyphens, and what it is set to."""
+    for flag, following in zip_longest(flags, flags[1:], fillvalue=""):
+        name, equals, value = flag.partition("=")
+        if name.startswith("-"):
+            yield name.replace("_", "-"), value if equals else following

@@ -18,7 +18,7 @@ import msgspec
 from filmroll.errors import ConfigError, FilmrollError, RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import role_of
+from filmroll.run.members.names import role_of
 from filmroll.run.network import own_address
 from filmroll.run.processes.child import Watched
 from filmroll.run.processes.launch import announce, announced, withdraw

@@ -8,18 +8,25 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filmroll.errors import ConfigError, RunError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import engine_names, trainer_names
+from filmroll.run.members.claims import claim_of
+from filmroll.run.members.names import engine_names, role_of, trainer_names
 from filmroll.run.network import read_network
+from filmroll.run.processes.gpus import Deck
 from filmroll.run.processes.variables import launched_variables
 
 SCRIPT = "job.sh"
 """The script's name in the run's folder."""
+_TOO_FEW = (
+    "See gpus_per_node, trainer_node and engine_nodes of slurm, trainer.ranks, engine.replicas and engine.gpus; "
+    "run.share_gpus = true lets engines and trainer be on the same"
+)
 _BODY = (Path(__file__).parent / "slurm.sh").read_text()
 
 
@@ -30,7 +37,7 @@ class Step:
     role: str
     name: str
     node: int
-    gpus: range
+    gpus: Sequence[int]
 
 
 def layout(config: Config, *, plays: bool = True) -> list[Step]:
@@ -39,36 +46,30 @@ def layout(config: Config, *, plays: bool = True) -> list[Step]:
     Where nothing is played, it is the trainer alone.
     """
     chosen = config.slurm
-    taken = dict.fromkeys(range(chosen.nodes), 0)
+    decks = [
+        Deck(range(chosen.gpus_per_node), f"node {node}", _TOO_FEW, shared=config.run.share_gpus)
+        for node in range(chosen.nodes)
+    ]
 
-    def step(role: str, name: str, node: int, gpus: int) -> Step:
-        if node not in taken:
+    def step(name: str, node: int) -> Step:
+        if node >= chosen.nodes:
             raise ConfigError(
                 f"{name} is to be on node {node}, but the job's nodes are 0 to {chosen.nodes - 1}",
                 remedy="See slurm.nodes, trainer.nodes and the nodes of each role",
             )
-        first = taken[node]
-        taken[node] = last = first + (gpus if chosen.gpus_per_node else 0)
-        if last > chosen.gpus_per_node:
-            raise ConfigError(
-                f"{name} would need GPU {last} of node {node}, which has {chosen.gpus_per_node}",
-                remedy="See gpus_per_node, engine_gpus and engine_nodes of slurm, trainer.ranks and engine.replicas",
-            )
-        return Step(role, name, node, range(first, last))
+        gpus = decks[node].deal(name, claim_of(name, config)) if chosen.gpus_per_node else None
+        return Step(role_of(name), name, node, gpus or ())
 
     trained = config.trainer
     training = range(chosen.trainer_node, chosen.trainer_node + trained.nodes)
-    steps = [
-        step("trainer", name, node, trained.ranks // trained.nodes)
-        for name, node in zip(trainer_names(config), training, strict=True)
-    ]
+    steps = [step(name, node) for name, node in zip(trainer_names(config), training, strict=True)]
     if not plays:
         return steps
-    others = tuple(node for node in taken if node not in training)
+    others = tuple(node for node in range(chosen.nodes) if node not in training)
     places = chosen.engine_nodes or others or tuple(training)
     for number, name in enumerate(engine_names(config)):
-        steps.append(step("engine", name, places[number % len(places)], chosen.engine_gpus))
-    return [*steps, step("worker", "worker", chosen.worker_node, 0)]
+        steps.append(step(name, places[number % len(places)]))
+    return [*steps, step("worker", chosen.worker_node)]
 
 
 def job_script(run: RunDirectory, config: Config) -> str:

@@ -23,6 +23,8 @@ from filmroll.run.crew.players import Players
 from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
 from filmroll.run.export import link_or_copy
+from filmroll.run.members.member import Here
+from filmroll.run.members.names import engine_names
 from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import eval_row
 from filmroll.run.record import rollout_record
@@ -55,8 +57,10 @@ async def _evaluate(
 async def _players(run: RunDirectory, config: Config) -> AsyncIterator[Players]:
     """A worker, and engines of the run's own or those that are served already."""
     async with AsyncExitStack() as stack:
-        engines = Served(config.eval.urls) if config.eval.urls else await started_engines(run, config, stack)
-        players = await started_players(run, config, engines, stack)
+        served = config.eval.urls
+        starter = Here(run, config, () if served else engine_names(config))
+        engines = Served(served) if served else await started_engines(run, config, stack, starter)
+        players = await started_players(run, config, engines, stack, starter)
         await players.connect()
         yield players
 

@@ -16,7 +16,8 @@ from filmroll.run.crew.learner import Learner
 from filmroll.run.crew.players import Players
 from filmroll.run.crew.served import Served
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import Here, Member, Starter, engine_names, trainer_names
+from filmroll.run.members.member import Here, Member, Starter
+from filmroll.run.members.names import engine_names, trainer_names
 from filmroll.run.members.trainer_nodes import start_trainer
 
 
@@ -61,8 +62,8 @@ async def crew(run: RunDirectory, *, apart: bool = False) -> AsyncIterator[Crew]
     """The run's processes, started and ended together; `apart`, those that come by themselves, sent away together."""
     async with AsyncExitStack() as stack:
         config = run.config()
-        names = [*engine_names(config), *trainer_names(config), "worker"] if apart else []
-        starter = await _starter(run, config, names, stack)
+        names = [*trainer_names(config), *engine_names(config), "worker"]
+        starter = await _starter(run, config, names, stack, apart=apart)
         engines = await started_engines(run, config, stack, starter)
         learner = await started_learner(run, config, stack, starter)
         players = await started_players(run, config, engines, stack, starter)
@@ -75,34 +76,34 @@ async def learner_alone(run: RunDirectory, *, apart: bool = False) -> AsyncItera
     """A run's trainer, where nothing is sampled; `apart`, it comes by itself."""
     async with AsyncExitStack() as stack:
         config = run.config()
-        starter = await _starter(run, config, trainer_names(config) if apart else [], stack)
+        starter = await _starter(run, config, trainer_names(config), stack, apart=apart)
         learner = await started_learner(run, config, stack, starter)
         await learner.connect()
         yield learner
 
 
-async def _starter(run: RunDirectory, config: Config, apart: Sequence[str], stack: AsyncExitStack) -> Starter:
-    """Who starts the run's processes: this machine, or a gate for those that come by themselves."""
+async def _starter(
+    run: RunDirectory, config: Config, names: Sequence[str], stack: AsyncExitStack, *, apart: bool
+) -> Starter:
+    """Who starts these processes: this machine, or a gate for those that come by themselves."""
     if not apart:
-        return Here(run, config)
-    return await stack.enter_async_context(opened_gate(run, config, apart))
+        return Here(run, config, names)
+    return await stack.enter_async_context(opened_gate(run, config, names))
 
 
-async def started_engines(
-    run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter | None = None
-) -> Engines:
+async def started_engines(run: RunDirectory, config: Config, stack: AsyncExitStack, starter: Starter) -> Engines:
     """The run's engines, being started; they end with the stack."""
-    engines = Engines(run, config, starter or Here(run, config))
+    engines = Engines(run, config, starter)
     stack.push_async_callback(engines.stop)
     await engines.start()
     return engines
 
 
 async def started_players(
-    run: RunDirectory, config: Config, engines: Engines | Served, stack: AsyncExitStack, starter: Starter | None = None
+    run: RunDirectory, config: Config, engines: Engines | Served, stack: AsyncExitStack, starter: Starter
 ) -> Players:
     """Those engines and a worker, which is being started; it ends with the stack."""
-    players = Players(run, config, engines, lambda: (starter or Here(run, config)).start("worker", 0))
+    players = Players(run, config, engines, lambda: starter.start("worker", 0))
     await players.start()
     stack.push_async_callback(players.stop)
     return players

@@ -18,7 +18,8 @@ from filmroll.errors import EngineUnavailableError, RunError
 from filmroll.rollout.client import EngineClient
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
-from filmroll.run.members.member import Member, Starter, engine_names
+from filmroll.run.members.member import Member, Starter
+from filmroll.run.members.names import engine_names
 from filmroll.run.members.switchboard import Connect
 from filmroll.run.processes.child import race
 from filmroll.run.processes.lives import Lives

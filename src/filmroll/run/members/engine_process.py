@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from shutil import disk_usage
 from typing import Self
 
@@ -23,16 +24,18 @@ VLLM_PATIENCE = 1800.0
 """Seconds: a large model is read, and compiled for."""
 
 
-async def start_engine(name: str, run: RunDirectory, config: Config, seed: int) -> Process:
+async def start_engine(
+    name: str, run: RunDirectory, config: Config, seed: int, variables: Mapping[str, str]
+) -> Process:
     """Start an engine. What it samples follows from the seed, so no two of a run should have the same."""
     if isinstance(config.engine, VllmEngineConfig):
-        return await VllmProcess.begin(name, run, vllm_server(run, config, config.engine, seed))
-    return await Process.start(name, [*role_command("engine", run, name), "--seed", str(seed)], run)
+        return await VllmProcess.begin(name, run, vllm_server(run, config, config.engine, seed), variables)
+    return await Process.start(name, [*role_command("engine", run, name), "--seed", str(seed)], run, variables)
 
 
 def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, seed: int) -> VllmServer:
     """vLLM's server as the run's configuration asks for it, at a port that is free now."""
-    check_flags(engine.flags)
+    check_flags(engine.flags, engine.gpus)
     chosen, host = config.multimodal, own_address(config.cluster.network)
     told = Settings(
         store=run.store_url(config),
@@ -53,6 +56,7 @@ def vllm_server(run: RunDirectory, config: Config, engine: VllmEngineConfig, see
         port=free_port(host),
         told=told,
         seed=seed,
+        gpus=engine.gpus,
         flags=("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_batch), *engine.flags),
     )
 
@@ -66,8 +70,8 @@ class VllmProcess(Process):
     url: str
 
     @classmethod
-    async def begin(cls, name: str, run: RunDirectory, server: VllmServer) -> Self:
-        process = await cls.start(name, leashed(server.command()), run, server.environment())
+    async def begin(cls, name: str, run: RunDirectory, server: VllmServer, variables: Mapping[str, str]) -> Self:
+        process = await cls.start(name, leashed(server.command()), run, {**server.environment(), **variables})
         process.url = url_of(server.host, server.port)
         return process
 

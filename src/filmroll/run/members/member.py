@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
 from filmroll.errors import FilmrollError
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
+from filmroll.run.members.claims import dealt_variables
 from filmroll.run.members.engine_process import start_engine
+from filmroll.run.members.names import role_of
 from filmroll.run.processes.launch import Process, role_command
 
 T = TypeVar("T")
@@ -55,41 +57,23 @@ class Starter(Protocol):
 
 
 class Here:
-    """Starts them on this machine."""
+    """Starts them on this machine.
 
-    def __init__(self, run: RunDirectory, config: Config) -> None:
+    The `names` are dealt its GPUs, in their order; who is not among them sees what this process sees.
+    """
+
+    def __init__(self, run: RunDirectory, config: Config, names: Sequence[str] = ()) -> None:
         self._run = run
         self._config = config
+        self._variables = dealt_variables(config, names)
 
     async def start(self, name: str, seed: int) -> Process:
-        role = role_of(name)
+        role, variables = role_of(name), self._variables.get(name, {})
         if role == "engine":
-            return await start_engine(name, self._run, self._config, seed)
-        process = await Process.start(name, [*role_command(role, self._run, name), "--seed", str(seed)], self._run)
+            return await start_engine(name, self._run, self._config, seed, variables)
+        command = [*role_command(role, self._run, name), "--seed", str(seed)]
+        process = await Process.start(name, command, self._run, variables)
         if role == "trainer" and self._config.trainer.nodes > 1:
             # It may have to wait for another node before it can begin.
             process.patience += self._config.cluster.patience_s
         return process
-
-
-def engine_names(config: Config) -> list[str]:
-    return _names("engine", config.engine.replicas)
-
-
-def trainer_names(config: Config) -> list[str]:
-    """One for each of its nodes."""
-    return _names("trainer", config.trainer.nodes)
-
-
-def names_of(role: str, config: Config) -> list[str]:
-    """Under which names a role's processes come."""
-    return {"engine": engine_names, "trainer": trainer_names}.get(role, lambda _: [role])(config)
-
-
-def role_of(name: str) -> str:
-    """`engine` for `engine-1`."""
-    return name.partition("-")[0]
-
-
-def _names(role: str, number: int) -> list[str]:
-    return [role] if number == 1 else [f"{role}-{one}" for one in range(number)]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from filmroll.errors import FilmrollError
 from filmroll.run.config import Config
-from filmroll.run.members.member import Member, Starter, trainer_names
+from filmroll.run.members.member import Member, Starter
+from filmroll.run.members.names import trainer_names
 from filmroll.run.processes.child import Watched
 
 

@@ -11,10 +11,13 @@ from filmroll.engine.vllm.launch import VllmServer, check_flags, find_vllm
 from filmroll.engine.vllm.settings import Settings
 from filmroll.errors import ConfigError
 from filmroll.families import load_family
+from filmroll.run.processes.gpus import SEEN, Claim, gpu_variables
 from filmroll.run.processes.health import free_port, url_of
 from filmroll.run.serving.serve import Replica
 from filmroll.store import Store, open_store
 from filmroll.store.nowhere import URL as INLINE
+
+_TOO_FEW = f"Start fewer --replicas, or give each fewer --gpus; {SEEN} says which are seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,13 @@ class Offer:
         flags = [word for flag, value in said.items() if value for word in (flag, value)]
         command = [sys.executable, "-m", "filmroll", "serve", self.model, *flags]
         return [
-            Replica(number, [*command, "--port", str(port)], url_of(self.host, port))
-            for number, port in enumerate(self.ports)
+            Replica(number, [*command, "--port", str(port)], url_of(self.host, port), shown)
+            for number, (port, shown) in enumerate(zip(self.ports, self._gpus(Claim.of(device)), strict=True))
         ]
 
-    def vllm(self, command: str, flags: Sequence[str], *, only_references: bool) -> list[Replica]:
+    def vllm(self, command: str, flags: Sequence[str], *, gpus: int, only_references: bool) -> list[Replica]:
         """A server of vLLM's for each port. Each has a seed of its own, or all would sample the same."""
-        check_flags(flags)
+        check_flags(flags, gpus)
         executable = find_vllm(command)
         told = Settings(
             store=self.store or INLINE,
@@ -85,13 +88,19 @@ class Offer:
             only_references=only_references,
         )
         servers = [
-            VllmServer(executable, self.model, self.name, self.host, port, told, seed=number, flags=flags)
+            VllmServer(executable, self.model, self.name, self.host, port, told, seed=number, gpus=gpus, flags=flags)
             for number, port in enumerate(self.ports)
         ]
+        dealt = self._gpus(Claim(gpus, does_without=True))
         return [
-            Replica(number, server.command(), url_of(self.host, server.port), server.environment())
-            for number, server in enumerate(servers)
+            Replica(number, server.command(), url_of(self.host, server.port), {**server.environment(), **shown})
+            for number, (server, shown) in enumerate(zip(servers, dealt, strict=True))
         ]
+
+    def _gpus(self, claim: Claim) -> list[dict[str, str]]:
+        """What shows each replica its GPUs."""
+        replicas = [f"replica {number}" for number in range(len(self.ports))]
+        return list(gpu_variables(dict.fromkeys(replicas, claim), _TOO_FEW).values())
 
 
 def take_ports(host: str, port: int, replicas: int) -> list[int]:

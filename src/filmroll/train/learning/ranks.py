@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from filmroll.errors import FilmrollError, PeerError, TrainingError, every_error
+from filmroll.materialize.device import usable_device
 from filmroll.wire.packed import Failure, failure, pack, raised, unpack
 
 PATIENCE = datetime.timedelta(minutes=10)
@@ -55,7 +56,7 @@ class Ranks:
             return cls()
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(usable_device(f"cuda:{os.environ['LOCAL_RANK']}"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
         orders = dist.new_group(backend="gloo", timeout=_FOR_AN_ORDER)
         return cls(dist.get_rank(), dist.get_world_size(), orders, grace)
