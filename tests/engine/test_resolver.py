@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from filmroll.engine.embedded.batch import Row
 from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.images.gate import Gate
 from filmroll.engine.images.resolve import Resolved
@@ -137,8 +139,11 @@ def test_each_image_is_read_once_by_200_requests_of_20(
     assert one.value("pixel_bytes_in_flight") == one.value("requests_in_flight") == 0
 
 
-def test_200_requests_of_20_images_through_the_engine(desk: Any) -> None:
-    """In flight stays bounded, pixels too, and each image is decoded once, though the cache holds hardly any."""
+def test_200_requests_of_20_images_through_the_engine(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In flight stays bounded, pixels too, and each image is decoded once, though the cache holds hardly any.
+
+    The model waits until all are there: what no request under way shows any more may be decoded again.
+    """
     pictures = [desk.picture(3000 + number, (32, 32)) for number in range(40)]
     requests = [
         desk.request([pictures[(first + step) % 40] for step in range(20)], words=1, max_tokens=1, seed=first)
@@ -158,6 +163,15 @@ def test_200_requests_of_20_images_through_the_engine(desk: Any) -> None:
                     most[name] = max(most[name], float(value))
 
         shelf.before = look
+        submit, submitted, all_there = engine._loop.submit, itertools.count(1), threading.Event()
+
+        def count(row: Row) -> None:
+            submit(row)
+            if next(submitted) == len(requests):
+                all_there.set()
+
+        monkeypatch.setattr(engine._loop, "submit", count)
+        engine._loop.between_batches(lambda: all_there.wait(100))
 
         async def together() -> list[GenerateAnswer]:
             return await asyncio.gather(*map(engine.generate, requests))
