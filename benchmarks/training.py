@@ -1,14 +1,17 @@
 """Training steps: how long the model waits for images, what seeing each once is worth, memory, and packing.
 
-    python benchmarks/training.py [--device cuda] [--dtype bfloat16] [--samples 32] [--rounds 5]
+    python benchmarks/training.py [--device cuda] [--dtype bfloat16] [--size 580m] [--samples 32] [--rounds 5]
 
-The tiny Qwen3-VL, rollouts of one turn that show a picture of 448x448 or 1024x1024 pixels, JPEG files in a
-local store. Each part takes its ways in turn, so whatever else the machine does is spread over all.
+The tiny Qwen3-VL, or one of 580 million parameters (`stepping/larger.py`), which a GPU is busy with; rollouts of one
+turn that show a picture of 448x448 or 1024x1024 pixels, JPEG files in a local store. Each part takes its ways in
+turn, so whatever else the machine does is spread over all. A step's time is from a device that has nothing to do to
+one that has nothing left to do.
 
 - Waiting: steps over pictures that nobody has seen, made ahead by threads, and made when a micro-batch asks.
 - Seeing: groups of 1, 4, 8 and 16 rollouts that share their picture. The vision tower sees each distinct
   one, or, in the plain forward, one for each place. Pictures are in the cache by then.
-- Memory: 64 pictures as levels, and as float32 (`pixel_memory.py`).
+- Memory: 64 pictures as levels, and as float32, where they wait for the model: on the host (`pixel_memory.py`). On a
+  GPU also what goes there, what it becomes, and the most that a step takes.
 - Packing: rollouts of one to eight turns in the order in which they end, packed and dealt out to four ranks by
   `train/batches/plan.py`, and as they come, each rank in its turn. A rank's cost is its tokens, padding too, and
   patches.
@@ -20,9 +23,7 @@ import argparse
 import random
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +33,19 @@ from harness import conclude, show
 from packing import rollout
 from pixel_memory import peaks
 from pixels import file, picture
+from stepping.larger import build_larger_model
+from stepping.taken import Taken, step
 
 from filmroll.families import Family, load_family
 from filmroll.families.tiny import build_tiny_model
 from filmroll.materialize import Materializer
-from filmroll.materialize.feed import vision_tower
+from filmroll.materialize.feed import picture_inputs
+from filmroll.materialize.sheet import Sheet
 from filmroll.store import Store, open_store
 from filmroll.train.batches.bins import Bin, Costs, Limits
 from filmroll.train.batches.plan import deal, plan
 from filmroll.train.learning.trainer import Trainer
-from filmroll.train.step import StepReport, TrainerConfig, TrainStep
+from filmroll.train.step import TrainerConfig
 from filmroll.wire.descriptor import ImageDescriptor
 from filmroll.wire.training import MicroBatch, TrainingSample
 
@@ -55,12 +59,14 @@ class Bench:
     """A model, a store, and pictures that are never shown twice."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        self.model = build_tiny_model(folder / "model")
+        build = {"tiny": build_tiny_model, "580m": build_larger_model}[options.size]
+        self.model = build(folder / "model")
         self.store: Store = open_store(folder / "images")
         self.rounds, self.samples = options.rounds, options.samples
         self.config = TrainerConfig(
             threads=options.threads, device=options.device, dtype=options.dtype, max_tokens=16384, max_patches=65536
         )
+        self.gpu = options.device.startswith("cuda")
         self._pictures = iter(range(10**9))
 
     def family(self) -> Family:
@@ -81,10 +87,6 @@ class Bench:
         return [rollout(family, f"{side}/{number}", 1, album) for number in range(size)]
 
 
-def step(trainer: Trainer, batches: Sequence[MicroBatch]) -> StepReport:
-    return trainer.step(TrainStep(0.0, 0, list(batches)))
-
-
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
@@ -99,18 +101,18 @@ def waiting(bench: Bench) -> dict[str, float]:
     rows: list[list[object]] = []
     shares: dict[str, list[float]] = {way: [] for way in ways}
     for side in SIDES:
-        taken: dict[str, list[StepReport]] = {way: [] for way in ways}
+        taken: dict[str, list[Taken]] = {way: [] for way in ways}
         for number in range(bench.rounds + 1):
             for way, trainer in ways.items():
                 samples = [one for _ in range(bench.samples // 8) for one in bench.group(family, side, 8)]
-                report = step(trainer, plan(samples, family, _small(bench.config, side)).micro_batches)
+                done = step(trainer, plan(samples, family, _small(bench.config, side)).micro_batches)
                 if number:  # the first one finds out how fast the machine is
-                    taken[way].append(report)
-        for way, reports in taken.items():
-            share = median([one.image_wait / one.seconds for one in reports])
+                    taken[way].append(done)
+        for way, steps in taken.items():
+            share = median([one.report.image_wait / one.seconds for one in steps])
             shares[way].append(share)
-            wait, seconds = (median([getattr(one, name) for one in reports]) for name in ("image_wait", "seconds"))
-            rows.append([f"{side}x{side}, {way}", reports[0].micro_batches, 1000 * wait, 1000 * seconds, share])
+            wait, seconds = median([one.report.image_wait for one in steps]), median([one.seconds for one in steps])
+            rows.append([f"{side}x{side}, {way}", steps[0].report.micro_batches, 1000 * wait, 1000 * seconds, share])
     show(
         f"A step of {bench.samples} samples, groups of 8",
         ["", "micro-batches", "waited, ms", "step, ms", "share"],
@@ -138,43 +140,34 @@ def seeing(bench: Bench) -> dict[str, float]:
     for size in GROUPS:
         samples = [one for _ in range(max(1, 16 // size)) for one in bench.group(once, SIDES[0], size)]
         batches = plan(samples, once, bench.config).micro_batches
-        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        taken: dict[str, list[Taken]] = {way: [] for way in ways}
         for number in range(bench.rounds + 1):
             for way, trainer in ways.items():
-                with timed(trainer) as tower:
-                    report = step(trainer, batches)
+                done = step(trainer, batches)
                 if number:
-                    taken[way].append((report.seconds, sum(tower)))
-        seconds = {way: median([one for one, _ in each]) for way, each in taken.items()}
-        shares = {way: median([part / whole for whole, part in each]) for way, each in taken.items()}
-        towers = {way: median([part for _, part in each]) for way, each in taken.items()}
+                    taken[way].append(done)
+        seconds = {way: median([one.seconds for one in each]) for way, each in taken.items()}
+        shares = {way: median([one.tower / one.seconds for one in each]) for way, each in taken.items()}
+        towers = {way: median([one.tower for one in each]) for way, each in taken.items()}
+        peaks = {way: max(one.peak for one in each) / 1e6 for way, each in taken.items()}
         speedup, fewer = seconds["plain"] / seconds["once"], towers["plain"] / towers["once"]
-        rows.append([size, *(1000 * seconds[way] for way in ways), speedup, *(shares[way] for way in ways), fewer])
+        row: list[object] = [
+            size,
+            *(1000 * seconds[way] for way in ways),
+            speedup,
+            *(shares[way] for way in ways),
+            fewer,
+        ]
+        rows.append([*row, *(peaks[way] for way in ways)] if bench.gpu else row)
         figures[f"step_speedup_g{size}"] = speedup
         figures[f"tower_speedup_g{size}"] = fewer
+        if bench.gpu:
+            figures[f"device_peak_ratio_g{size}"] = peaks["once"] / peaks["plain"]
     header = ["group", "once, ms", "plain, ms", "times faster", "tower once", "tower plain", "tower's time, times"]
+    if bench.gpu:
+        header += ["memory once, MB", "memory plain"]
     show("A step of 16 samples at 448x448; the tower's share of it is of its forward alone", header, rows)
     return figures
-
-
-@contextmanager
-def timed(trainer: Trainer) -> Iterator[list[float]]:
-    """Seconds of each forward of the vision tower."""
-    found: list[float] = []
-    tower, gpu = vision_tower(trainer.model), trainer.model.device.type == "cuda"
-
-    def now() -> float:
-        if gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    before = tower.register_forward_pre_hook(lambda *_: found.append(-now()))
-    after = tower.register_forward_hook(lambda *_: found.append(now()))
-    try:
-        yield found
-    finally:
-        before.remove()
-        after.remove()
 
 
 def packing(bench: Bench) -> dict[str, float]:
@@ -223,17 +216,34 @@ def as_they_come(samples: Sequence[TrainingSample], costs: Costs, limits: Limits
     return [MicroBatch(one.rows) for one in bins]
 
 
-def memory() -> dict[str, float]:
+def memory(bench: Bench) -> dict[str, float]:
     found = {keeper: one["peak"] for keeper, one in peaks().items()}
     rows = [[keeper, peak / 1e6] for keeper, peak in found.items()]
     show("Peak memory of 64 pictures of 1024x1024, MB", ["", "peak"], rows)
-    return {"pixel_memory_ratio": found["levels"] / found["values"]}
+    return {"pixel_memory_ratio": found["levels"] / found["values"]} | (device_memory(bench) if bench.gpu else {})
+
+
+def device_memory(bench: Bench) -> dict[str, float]:
+    """What pictures take on a GPU: as they are sent, as the tower takes them, and while the ones become the others."""
+    family = bench.family()
+    sheet = Sheet.of(Materializer(bench.store, family).load(bench.album(family, SIDES[-1], 8)).pictures)
+    sent = sum(array.nbytes for one in sheet.distinct for array in one.arrays.values())
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    inputs = picture_inputs(family, sheet, device=bench.config.device)
+    torch.cuda.synchronize()
+    held, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    del inputs
+    rows = [["sent, as levels", sent / 1e6], ["held, as values", held / 1e6], ["peak in between", peak / 1e6]]
+    show(f"Device memory of 8 pictures of {SIDES[-1]}x{SIDES[-1]}, MB", ["", ""], rows)
+    return {"device_sent_ratio": sent / held, "device_peak_over_values": peak / held}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Training steps")
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--size", default="tiny", choices=["tiny", "580m"], help="of the model")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--samples", type=int, default=32, help="in a step, a multiple of 8")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each way")
@@ -242,9 +252,11 @@ def main() -> None:
     np.random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options)
-        figures = {**waiting(bench), **seeing(bench), **memory(), **packing(bench)}
-    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    print(f"on {where}, {options.dtype}")
+        if bench.gpu:
+            torch.cuda.set_device(options.device)
+        figures = {**waiting(bench), **seeing(bench), **memory(bench), **packing(bench)}
+    where = torch.cuda.get_device_name() if bench.gpu else "CPU"
+    print(f"on {where}, {options.dtype}, the {options.size} model, torch {torch.__version__}")
     goals = {"image_wait_share": ("<=", 0.02), "step_speedup_g8": (">=", 1.5), "pixel_memory_ratio": ("<=", 1 / 6)}
     conclude("training", figures, goals)
 
