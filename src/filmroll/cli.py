@@ -17,6 +17,7 @@ from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_store import store_app
 from filmroll.durable import FULL_STATUS, disk_full, says_full
 from filmroll.errors import ConfigError, DiskFullError, FilmrollError
+from filmroll.run.processes.ending import ToldToEnd
 
 app = typer.Typer(
     name="filmroll",
@@ -101,6 +102,9 @@ def main() -> None:
             raise
         typer.secho(f"{error.name} is not installed; this command needs filmroll[all]", fg="red", err=True)
         sys.exit(2)
+    except ToldToEnd as told:
+        typer.echo(str(told), err=True)
+        sys.exit(told.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -24,6 +24,7 @@ def evaluate(
     from filmroll.run.courses.contest import contest
     from filmroll.run.courses.evaluation import evaluate as run_evaluation
     from filmroll.run.directory import RunDirectory
+    from filmroll.run.processes.ending import Ending
     from filmroll.view.display import Display
     from filmroll.view.report import closing_report
 
@@ -35,10 +36,12 @@ def evaluate(
     flags = [*([environment] if environment.startswith("--") else []), *context.args]
     chosen = contest(model, "" if environment.startswith("--") else environment, flags)
     run = RunDirectory.create(chosen.config)
+    ending = Ending("start it again")
+    ending.listen()
     batches = -(-chosen.config.eval.episodes // chosen.config.eval.batch)
     with Display(run.path, {"eval": batches}, quiet=as_json) as display:
         try:
-            summary = run_evaluation(run.config(), run, display.step, weights=chosen.weights)
+            summary = run_evaluation(run.config(), run, display.step, weights=chosen.weights, ending=ending)
         finally:
             report = closing_report(run.path)
     typer.echo(

@@ -34,7 +34,7 @@ def train(context: typer.Context, config: File = None, resume: Begun = None) -> 
 def sft(context: typer.Context, config: File = None, resume: Begun = None) -> None:
     """Learn conversations with images; every field is also a flag: --data.path chats.jsonl --sft.epochs 3.
 
-    SIGUSR1 ends it after the step that is under way, at a checkpoint, with status 75; SIGTERM ends it at once.
+    SIGUSR1 ends it after the step that is under way, at a checkpoint, with status 75; SIGTERM and Ctrl-C end it now.
     """
     _here("sft", config, context.args, resume)
 
@@ -45,7 +45,7 @@ def orchestrator(context: typer.Context, config: File = None, run: Folder = None
 
     Where the file names data to learn from, it is the run of `filmroll sft`, which has a trainer alone. A run
     that was begun in this folder goes on from its last checkpoint. SIGUSR1 ends it after the step that is
-    under way, at a checkpoint, with status 75; SIGTERM ends it at once. The others end with it.
+    under way, at a checkpoint, with status 75; SIGTERM and Ctrl-C end it now. The others end with it.
     """
     from filmroll.run.courses.course import resumed
 
@@ -158,22 +158,18 @@ def _carry_out(run: RunDirectory, command: str, *, resume: bool, apart: bool = F
     from filmroll.view.display import Display
     from filmroll.view.report import closing_report
 
-    ending = Ending()
+    way = way_on(run, command, apart=apart)
+    ending = Ending(f"{way} goes on from the last checkpoint")
     ending.listen()
     settings = run.config()
     phases = {"sft": None} if command == "sft" else {"warmup": settings.warmup.steps, "rl": settings.rl.steps}
     take = sft if command == "sft" else train
     control = newest_run(settings.run.control) if settings.run.control else None
-    way = way_on(run, command, apart=apart)
-    try:
-        with Display(run.path, phases) as display:
-            try:
-                whole = take(settings, run, display.step, resume=resume, apart=apart, ending=ending)
-            finally:
-                report = closing_report(run.path, control=control)
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {way} goes on from the last checkpoint", err=True)
-        raise
+    with Display(run.path, phases) as display:
+        try:
+            whole = take(settings, run, display.step, resume=resume, apart=apart, ending=ending)
+        finally:
+            report = closing_report(run.path, control=control)
     if not whole:
         typer.echo(f"stopped at a checkpoint; {way} goes on")
         raise typer.Exit(STOPPED)

@@ -166,7 +166,7 @@ def test_what_is_cancelled_leaves_no_process_and_can_go_on(slurm, tmp_path, mode
     slurm.run("scancel", job.number)
     assert job.ended() == "CANCELLED"
     assert "Traceback" not in job.log()
-    assert job.events("failed")
+    assert job.events("stopped")
 
 
 def test_requeued_in_the_middle_it_goes_on_and_finishes(slurm, tmp_path, model):

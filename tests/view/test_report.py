@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from filmroll.errors import RunError
+from filmroll.run.courses.course import course
+from filmroll.run.directory import RunDirectory
+from filmroll.run.processes.ending import ToldToEnd
 from filmroll.view import restarts
 from filmroll.view.records import read_run
 from filmroll.view.report import write_report
@@ -271,9 +275,15 @@ def test_the_status(run: RunWriter, last: str, age: float, status: str) -> None:
     assert ("EngineError: gone" in page.text("detail")) == (last in ("finished", "failed", "stopped"))
 
 
-def test_a_run_that_was_told_to_end_says_how_it_goes_on(run: RunWriter) -> None:
+def test_a_run_that_was_told_to_end_has_not_failed_and_says_how_it_goes_on(run: RunWriter) -> None:
     run.events({"time": time.time() - 5, "kind": "started"}, {"time": time.time(), "kind": "stopped"})
     assert page_of(run).text("detail") == "it was told to end, and can be resumed"
+    for sign, words in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")):
+        with pytest.raises(ToldToEnd), course(RunDirectory(run.path), "train"):
+            raise ToldToEnd(sign, "`filmroll train --resume RUN` goes on")
+        page = page_of(run)
+        assert page.text("status") == "stopped"
+        assert page.text("detail") == f"{words}; `filmroll train --resume RUN` goes on"
 
 
 def test_a_long_run_stays_small(run: RunWriter) -> None:

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.member import Here
 from filmroll.run.processes.child import race
+from filmroll.run.processes.ending import TELLING, ToldToEnd, end_at_once
 from filmroll.run.processes.launch import Process, announced
 from filmroll.wire.channel import Caller
 
@@ -27,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def join(run: RunDirectory, config: Config, name: str) -> None:
-    """Be that process of the run until its orchestrator ends, or SIGTERM says so.
+    """Be that process of the run until its orchestrator ends, or SIGTERM or SIGINT says so.
 
     Where the orchestrator falls silent, our process is ended as well, and that is a RunError.
     """
@@ -80,8 +79,9 @@ class _Guest:
         self._why = "its orchestrator is not there any more"
 
     async def stay(self) -> None:
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _settle, told)
+        told: asyncio.Future[ToldToEnd] = asyncio.get_running_loop().create_future()
+        for sign in TELLING:
+            asyncio.get_running_loop().add_signal_handler(sign, _tell, told, ToldToEnd(sign))
         try:
             led = await race(self._be_led(), told)
             if led.done():
@@ -94,7 +94,7 @@ class _Guest:
         finally:
             await self._go()
         if told.done():
-            sys.exit(128 + signal.SIGTERM)
+            raise told.result()
 
     async def _be_led(self) -> None:
         _log.info("%s waits for the orchestrator of %s", self._name, self._run.path)
@@ -182,6 +182,8 @@ class _Guest:
             self._caller.close()
 
 
-def _settle(told: asyncio.Future[None]) -> None:
-    if not told.done():
-        told.set_result(None)
+def _tell(told: asyncio.Future[ToldToEnd], why: ToldToEnd) -> None:
+    """A first signal ends it in order, a second one at once."""
+    if told.done():
+        end_at_once(why)
+    told.set_result(why)

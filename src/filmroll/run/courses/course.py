@@ -16,7 +16,7 @@ from filmroll.render.renderer import check_options
 from filmroll.run.config import TINY, Config, build_config, read_toml
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.roles import model_dir
-from filmroll.run.processes.ending import Ending
+from filmroll.run.processes.ending import Ending, ToldToEnd
 from filmroll.run.processes.variables import launched_variables
 
 Observer = Callable[[dict[str, Any]], None]
@@ -38,6 +38,8 @@ def course(
     What ends it says how to go on. A disk that is full is one DiskFullError, whoever has met it and in whichever words.
     """
     way = "" if command == "eval" else way_on(run, command, apart=apart)
+    ending = ending or Ending()
+    ending.farewell = lambda told: run.event("stopped", reason=str(told))
     try:
         run.event("resumed" if resume else "started", command=command, **about)
         try:
@@ -45,10 +47,14 @@ def course(
         except BaseException as error:
             # Where the disk is full, this has no room either.
             with suppress(DiskFullError):
-                interrupted = isinstance(error, KeyboardInterrupt)
-                run.event("failed", error="interrupted" if interrupted else str(_saying(way, error)))
+                if isinstance(error, ToldToEnd | KeyboardInterrupt):
+                    run.event("stopped", reason=str(error) or "interrupted")
+                else:
+                    run.event("failed", error=str(_saying(way, error)))
             raise
-        run.event("stopped" if ending is not None and ending.early else "finished")
+        finally:
+            ending.farewell = None
+        run.event("stopped" if ending.early else "finished")
     except Exception as error:
         if (said := _saying(way, error)) is error:
             raise

@@ -27,18 +27,27 @@ from filmroll.run.members.member import Here
 from filmroll.run.members.names import engine_names
 from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import eval_row
+from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
 from filmroll.wire.generate import SamplingParams
 
 
-def evaluate(config: Config, run: RunDirectory, observe: Observer, *, weights: Weights | None = None) -> Standing:
+def evaluate(
+    config: Config,
+    run: RunDirectory,
+    observe: Observer,
+    *,
+    weights: Weights | None = None,
+    ending: Ending | None = None,
+) -> Standing:
     """Play the configured episodes, with these weights where they are not the model folder's own."""
     version = None if weights is None else weights.version
-    with course(run, "eval", model=config.model, version=version, chance=config.environment.chance):
+    ending = ending or Ending()
+    with course(run, "eval", ending=ending, model=config.model, version=version, chance=config.environment.chance):
         family = ready_model(run, config)
         if weights is not None:
             _take_over(weights, run)
-        found = asyncio.run(_evaluate(config, run, family, observe, version))
+        found = ending.run(_evaluate(config, run, family, observe, version))
         run.note("summary.json", found.row())
         run.event("evaluated", **found.row())
     return found

@@ -59,7 +59,7 @@ def train(
     ending = ending or Ending()
     with course(run, "train", resume=resume, apart=apart, ending=ending, chance=config.environment.chance):
         ready_model(run, config)
-        asyncio.run(ending.of(_work(config, run, observe, apart, ending)))
+        ending.early = not ending.run(_work(config, run, observe, apart, ending))
     return not ending.early
 
 

@@ -58,7 +58,7 @@ def sft(
     with course(run, "sft", resume=resume, apart=apart, ending=ending):
         family = ready_model(run, config)
         syllabus = Syllabus.of(config, run, family)
-        asyncio.run(ending.of(_sft(config, run, family, syllabus, observe, apart, ending)))
+        ending.early = not ending.run(_sft(config, run, family, syllabus, observe, apart, ending))
     return not ending.early
 
 

@@ -109,12 +109,15 @@ class Child(Watched):
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            async with asyncio.timeout(patience):
-                await asyncio.shield(self.exited)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            await self.exited
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await asyncio.shield(self.exited)
+        finally:
+            # It had its time, or whoever waits for it is to end at once.
+            if not self.exited.done():
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                await self.exited
 
 
 def leashed(command: Sequence[str]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from filmroll.run.processes.child import Child, leashed
+from filmroll.run.processes.ending import TELLING, ToldToEnd, end_at_once
 from filmroll.run.processes.health import until_healthy
 
 PATIENCE_S = 30.0
@@ -33,10 +33,16 @@ Say = Callable[[str], None]
 
 
 async def serve(replicas: Sequence[Replica], ready: Ready, say: Say) -> None:
-    """Serve until SIGTERM or SIGINT, which end all. A replica that ends by itself is a RunError, and ends all, too."""
+    """Serve until SIGTERM or SIGINT, which end all; a second one kills all. One that ends by itself is a RunError."""
     told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+
+    def tell(sign: int) -> None:
+        if told.is_set():
+            end_at_once(ToldToEnd(sign))
+        told.set()
+
+    for sign in TELLING:
+        asyncio.get_running_loop().add_signal_handler(sign, tell, sign)
     served = [await _Served.start(replica, say) for replica in replicas]
     work = [asyncio.ensure_future(one) for one in (told.wait(), *(one.serve(ready) for one in served))]
     try:
