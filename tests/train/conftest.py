@@ -68,3 +68,14 @@ def tied_model(tiny_model, tmp_path_factory):
     model.lm_head.weight = model.model.language_model.embed_tokens.weight
     model.save_pretrained(tied)
     return tied
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests on the device have said of themselves: how far apart two ways to the same result came out."""
+    reports = [one for key in ("passed", "failed") for one in terminalreporter.stats.get(key, ())]
+    told = [one for one in reports if one.when == "call" and "gpu" in one.keywords and one.user_properties]
+    if told:
+        terminalreporter.section("how far apart, of how far they may be")
+    for one in told:
+        apart = ", ".join(f"{name} {value}" for name, value in one.user_properties)
+        terminalreporter.write_line(f"{one.nodeid.partition('::')[2]}: {apart}")

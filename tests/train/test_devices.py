@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from filmroll.materialize import Materializer
 from filmroll.materialize.feed import picture_inputs
 from filmroll.materialize.sheet import Sheet
+from tests.train.arithmetic import DEVICE
 from tests.train.every_case import CASES, Ground
 
 
@@ -50,11 +51,11 @@ def test_only_levels_are_copied(case: str, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_gpu_has_the_same_values(case: str, tmp_path: Path) -> None:
     ground = Ground.of(case, tmp_path)
     sheet = sheet_of(ground)
     here = picture_inputs(ground.family, sheet)
-    for name, value in picture_inputs(ground.family, sheet, device="cuda").items():
+    for name, value in picture_inputs(ground.family, sheet, device=DEVICE).items():
         assert torch.equal(value.cpu(), here[name]), name

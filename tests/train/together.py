@@ -133,7 +133,7 @@ NEXT = b"the next plan"
 
 
 def main(plans: list[dict[str, Any]]) -> None:
-    ranks = Planned.join()
+    ranks = Planned.join(plans[0].get("dress", {}).get("device", "cpu"))
     for told in plans:
         carry_out(told, ranks, last=told is plans[-1])
     # Until whoever started this has seen it, and ends it.

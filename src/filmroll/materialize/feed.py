@@ -194,7 +194,8 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
             asked = inspect.signature(give).bind(*args, **kwargs)
             asked.arguments[family.forward.grid] = torch.from_numpy(sheet.array(family.forward.grid)).to(model.device)
             args, kwargs = asked.args, asked.kwargs
-        output = give(*args, **kwargs)
+        args = tuple(_of_kind(model.dtype, one) for one in args)
+        output = give(*args, **{name: _of_kind(model.dtype, one) for name, one in kwargs.items()})
         output.pooler_output = _everywhere(output.pooler_output, rows, sheet.features)
         if deeper := getattr(output, "deepstack_features", None):
             output.deepstack_features = [_everywhere(layer, rows, sheet.features) for layer in deeper]
@@ -206,6 +207,13 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
         yield consumed
     finally:
         del core.get_image_features
+
+
+def _of_kind(dtype: torch.dtype, given: Any) -> Any:
+    """Values as the model's weights are: not every tower rounds them for itself."""
+    import torch
+
+    return given.to(dtype) if isinstance(given, torch.Tensor) and given.is_floating_point() else given
 
 
 def _everywhere(features: Any, rows: torch.Tensor, expected: int) -> Any:
