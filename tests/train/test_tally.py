@@ -11,7 +11,7 @@ import torch
 from filmroll.train.learning.forward import Forward
 from filmroll.train.learning.loss import loss
 from filmroll.train.learning.objective import LossConfig
-from filmroll.train.learning.tally import Tally
+from filmroll.train.learning.tally import Figures, Tally
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import LossWeights
 from tests.train.tokens import Tokens, batch, joined, trained
@@ -21,14 +21,14 @@ PRESENT = 3
 
 def told(samples, versions, config):
     """The report of a step of these samples, each in a micro-batch of its own, by the present version."""
-    tally = Tally()
+    figures = Figures()
     for one, version in zip(samples, versions, strict=True):
         made = batch([one], torch.float32)
         made = replace(made, versions=torch.full((len(made.logprobs),), version))
         policy = joined([one.policy], torch.float32)
         lost = loss(policy, made, trained(samples), config, joined([one.reference or one.policy], torch.float32))
-        tally.add(Forward(policy, torch.ones_like(policy), Receipt()), lost, made, PRESENT)
-    return tally.report(1.0, 0.0)
+        figures.add(Forward(policy, torch.ones_like(policy), Receipt()), lost, made, PRESENT)
+    return figures.tally().report(1.0, 0.0)
 
 
 def test_the_mismatch_is_of_tokens_that_the_present_version_sampled():

@@ -54,6 +54,8 @@ def batch(samples: Sequence[Tokens], dtype: torch.dtype = torch.float64) -> Batc
         rl_weights=repeated([one.weights.rl for one in samples]),
         cross_entropy_weights=repeated([one.weights.cross_entropy for one in samples]),
         kl_weights=repeated([one.weights.kl for one in samples]),
+        samples=len(samples),
+        held=any(one.weights.kl > 0 and len(one.engine) > 0 for one in samples),
         receipt=Receipt(),
     )
 

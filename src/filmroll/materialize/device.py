@@ -1,4 +1,4 @@
-"""Where a model is: a device that torch can use on this machine."""
+"""Where a model is: a device that torch can use on this machine, and how things get there."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def usable_device(name: str) -> torch.device:
             remedy="Take cpu, or a torch built for this machine's GPUs; CUDA_VISIBLE_DEVICES says which are seen",
         ) from error
     return device
+
+
+def sent(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """A tensor of the host where the model is.
+
+    A GPU takes it from locked memory, which torch keeps until it has, and the host goes on: from other memory
+    it would first wait for all that the GPU has yet to do.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

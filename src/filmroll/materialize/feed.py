@@ -16,7 +16,7 @@ import numpy as np
 
 from filmroll.errors import CheckpointError, ReceiptError, TrainingError
 from filmroll.families.hub import name_and_revision
-from filmroll.materialize.device import usable_device
+from filmroll.materialize.device import sent, usable_device
 from filmroll.materialize.late import normalize
 from filmroll.materialize.sheet import Sheet, owned
 
@@ -72,7 +72,7 @@ def model_inputs(
     """
     import torch
 
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in _padded(family, rows, pad).items()}
+    inputs = {name: sent(torch.from_numpy(array), device) for name, array in _padded(family, rows, pad).items()}
     return inputs | picture_inputs(family, sheet, device=device)
 
 
@@ -86,23 +86,13 @@ def picture_inputs(family: Family, sheet: Sheet, *, device: str | torch.device =
     grid = family.forward.grid
     parts = [family.forward.taken(picture.arrays) for picture in sheet.distinct]
     joined = owned(family.join(parts)) | ({grid: sheet.array(grid, everywhere=True)} if grid else {})
-    inputs = {name: _sent(array, device) for name, array in joined.items()}
+    inputs = {name: sent(torch.from_numpy(array), device) for name, array in joined.items()}
     for name, levels in inputs.items():
         if levels.dtype == torch.uint8:
-            inputs[name] = normalize(levels, torch.from_numpy(family.table).to(device), family.cut)
+            inputs[name] = normalize(levels, sent(torch.from_numpy(family.table), device), family.cut)
             if levels.numel() > sum(part[name].size for part in parts):
-                inputs[name].masked_fill_(_padding(family, parts, name).to(device), 0)
+                inputs[name].masked_fill_(sent(_padding(family, parts, name), device), 0)
     return inputs
-
-
-def _sent(array: np.ndarray[Any, Any], device: str | torch.device) -> torch.Tensor:
-    """The array where the model is. A GPU takes it from locked memory while the host goes on."""
-    import torch
-
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _padding(family: Family, parts: Sequence[Arrays], name: str) -> torch.Tensor:
@@ -152,8 +142,7 @@ def suppress(logits: torch.Tensor, family: Family) -> torch.Tensor:
     """Logits under which no vision token can be sampled; engine and trainer both pass through here."""
     import torch
 
-    index = torch.tensor(family.placeholders.unsampled, device=logits.device)
-    return logits.index_fill(-1, index, SUPPRESSED)
+    return logits.index_fill(-1, sent(torch.tensor(family.placeholders.unsampled), logits.device), SUPPRESSED)
 
 
 def bounded_bias(bias: float) -> float:
@@ -187,12 +176,13 @@ def feeding(model: Any, family: Family, sheet: Sheet) -> Iterator[Consumed]:
     core = _core(model)
     sheet = _seen(family, sheet)
     give = core.get_image_features
-    rows = torch.from_numpy(sheet.feature_rows())
+    rows = sent(torch.from_numpy(sheet.feature_rows()), model.device)
 
     def shared(*args: Any, **kwargs: Any) -> Any:
         if family.forward.grid:
             asked = inspect.signature(give).bind(*args, **kwargs)
-            asked.arguments[family.forward.grid] = torch.from_numpy(sheet.array(family.forward.grid)).to(model.device)
+            grid = torch.from_numpy(sheet.array(family.forward.grid))
+            asked.arguments[family.forward.grid] = sent(grid, model.device)
             args, kwargs = asked.args, asked.kwargs
         args = tuple(_of_kind(model.dtype, one) for one in args)
         output = give(*args, **{name: _of_kind(model.dtype, one) for name, one in kwargs.items()})
@@ -228,7 +218,7 @@ def _everywhere(features: Any, rows: torch.Tensor, expected: int) -> Any:
     if len(flat) != expected:
         raise ReceiptError(f"the vision tower gave {len(flat)} features for images that have {expected}")
     # As many rows as features: each has one place, and stands there already.
-    chosen = flat if len(rows) == len(flat) else flat.index_select(0, rows.to(flat.device))
+    chosen = flat if len(rows) == len(flat) else flat.index_select(0, rows)
     return chosen if whole is features else (chosen,)
 
 

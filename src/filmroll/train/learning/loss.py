@@ -71,7 +71,7 @@ def _policy(
     else:
         weights, truncated = torch.ones_like(apart), torch.zeros_like(apart, dtype=torch.bool)
     if config.ratio == "sequence":
-        apart = _sample_means(apart, batch.owners)
+        apart = _sample_means(apart, batch)
     ratios = torch.exp(apart.clamp(max=math.log(config.max_ratio)))
     kept = torch.clamp(ratios, 1 - config.clip_low, 1 + config.clip_high)
     clipped = ratios * batch.advantages > kept * batch.advantages
@@ -85,14 +85,13 @@ def _divergences(
     """[N] estimates of the divergence from the reference, none below 0."""
     import torch
 
-    held = batch.kl_weights > 0
     if reference is None:
-        if held.any():
+        if batch.held:
             raise TrainingError(
                 "a sample is to be held to a reference policy, and the trainer has none", remedy="Set loss.kl"
             )
         return torch.zeros_like(logprobs)
-    apart = torch.where(held, reference - logprobs, torch.zeros_like(logprobs))
+    apart = torch.where(batch.kl_weights > 0, reference - logprobs, torch.zeros_like(logprobs))
     return k2(apart) if config.kl_estimator == "k2" else k3(apart)
 
 
@@ -115,16 +114,21 @@ def _shares(batch: Batch, trained: Trained, config: LossConfig) -> torch.Tensor 
         return 1 / max(1, trained.tokens)
     if config.length == "constant":
         return 1 / (max(1, trained.samples) * config.constant)
-    import torch
-
-    lengths = torch.bincount(batch.owners)[batch.owners]
-    return 1 / (max(1, trained.samples) * lengths.to(batch.advantages.dtype))
+    return 1 / (max(1, trained.samples) * _lengths(batch))
 
 
-def _sample_means(values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+def _sample_means(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[N] each token's value replaced by the mean over its sample's tokens."""
+    return _sample_sums(values, batch) / _lengths(batch)
+
+
+def _lengths(batch: Batch) -> torch.Tensor:
+    """[N] how many trained tokens each token's sample has."""
     import torch
 
-    counts = torch.bincount(owners)  # [S]
-    sums = torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, owners, values)
-    return (sums / counts.clamp(min=1))[owners]
+    return _sample_sums(torch.ones_like(batch.advantages), batch)
+
+
+def _sample_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[N] each token's value replaced by the sum over its sample's tokens."""
+    return values.new_zeros(batch.samples).index_add(0, batch.owners, values)[batch.owners]

@@ -1,4 +1,4 @@
-"""What a step did, added up over its micro-batches."""
+"""What a step did, added up over its micro-batches. N = trained tokens of a micro-batch."""
 
 from __future__ import annotations
 
@@ -48,28 +48,25 @@ class Tally:
     masked: int = 0
     missing: list[MissingImage] = field(default_factory=list)
 
-    def add(self, out: Forward, lost: Loss, batch: Batch, version: int) -> None:
-        """A micro-batch's forward and loss, of a step that begins with the policy of this version."""
-        apart = (out.logprobs.detach() - batch.logprobs)[batch.versions == version]
+    def add(self, loss: float, told: torch.Tensor) -> None:
+        """A micro-batch's loss and what is told of its tokens, as `Figures` has it, on the host."""
+        entropies, ratios, clipped, truncated, divergences, held, apart, on_policy = told
+        apart = apart[on_policy > 0]
         gaps = apart.abs()
-        self.tokens += len(lost.ratios)
-        self.loss += float(lost.total.detach())
-        self.entropy += float(out.entropies.sum())
-        self.ratio += float(lost.ratios.sum())
-        self.ratio_max = _largest(self.ratio_max, lost.ratios)
-        self.clipped += float(lost.clipped.sum())
-        self.truncated += float(lost.truncated.sum())
-        self.held += int((batch.kl_weights > 0).sum())
-        self.divergence += float(lost.divergences.sum())
+        self.loss += loss
+        self.tokens += len(ratios)
+        self.entropy += float(entropies.sum())
+        self.ratio += float(ratios.sum())
+        self.ratio_max = _largest(self.ratio_max, ratios)
+        self.clipped += float(clipped.sum())
+        self.truncated += float(truncated.sum())
+        self.held += int(held.sum())
+        self.divergence += float(divergences.sum())
         self.on_policy += len(gaps)
         self.gap += float(gaps.sum())
         self.gap_max = _largest(self.gap_max, gaps)
         # In float32 nothing would be left of it where engine and trainer agree to the last digits.
-        self.mismatch += float(k3(apart.cpu().double()).sum())
-        self.receipt += out.receipt
-        self.image_wait += batch.image_wait
-        self.masked += batch.masked
-        self.missing += batch.missing
+        self.mismatch += float(k3(apart.double()).sum())
 
     def lay_out(self, batches: Sequence[MicroBatch], costs: Costs) -> None:
         """How the micro-batches are made up."""
@@ -112,6 +109,43 @@ class Tally:
             samples_masked=self.masked,
             missing=self.missing,
         )
+
+
+class Figures:
+    """What is told of micro-batches. It stays where the model is until the step's end: the host waits for it once."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._losses: list[torch.Tensor] = []
+        self._told: list[torch.Tensor] = []
+
+    def add(self, out: Forward, lost: Loss, batch: Batch, version: int) -> None:
+        """A micro-batch's forward and loss, of a step that begins with the policy of this version."""
+        told = (
+            out.entropies,
+            lost.ratios,
+            lost.clipped,
+            lost.truncated,
+            lost.divergences,
+            batch.kl_weights > 0,
+            out.logprobs.detach() - batch.logprobs,
+            batch.versions == version,
+        )
+        self._losses.append(lost.total.detach())
+        self._told.append(torch.stack([one.to(lost.ratios.dtype) for one in told]))  # [8, N]
+        self._tally.receipt += out.receipt
+        self._tally.image_wait += batch.image_wait
+        self._tally.masked += batch.masked
+        self._tally.missing += batch.missing
+
+    def tally(self) -> Tally:
+        """All of them, added up."""
+        if not self._told:
+            return self._tally
+        told = torch.cat(self._told, dim=1).cpu().split_with_sizes([one.shape[1] for one in self._told], dim=1)
+        for loss, one in zip(torch.stack(self._losses).tolist(), told, strict=True):
+            self._tally.add(loss, one)
+        return self._tally
 
 
 def _largest(known: float, values: torch.Tensor) -> float:

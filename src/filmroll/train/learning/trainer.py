@@ -21,7 +21,7 @@ from filmroll.train.learning.objective import LossConfig, Trained
 from filmroll.train.learning.ranks import Ranks
 from filmroll.train.learning.reference import Reference
 from filmroll.train.learning.sharding import shard, whole
-from filmroll.train.learning.tally import Tally
+from filmroll.train.learning.tally import Figures, Tally
 from filmroll.train.loading.album import Images, check_share
 from filmroll.train.loading.loader import Batch, Loader
 from filmroll.train.loading.places import of_micro_batch
@@ -74,10 +74,11 @@ class Trainer:
                     "the step has no trained tokens", remedy="Nothing was sampled; look at the rollouts"
                 )
         self.optimizer.zero_grad(set_to_none=True)
-        tally = Tally()
+        figures = Figures()
         with closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
-                self._accumulate(micro_batch, batch, work.version, trained, tally)
+                self._accumulate(micro_batch, batch, work.version, trained, figures)
+        tally = figures.tally()
         tally.lay_out(work.micro_batches, Costs(self.family))
         tally = self._of_all(tally, trained)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)))
@@ -96,15 +97,12 @@ class Trainer:
         with self.ranks.agreeing():
             if trained.tokens == 0:
                 raise TrainingError("there are no trained tokens to measure the loss of")
-        tally = Tally()
+        figures = Figures()
         with torch.no_grad(), closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
                 out, lost = self._forward(micro_batch, batch, trained)
-                tally.loss += float(lost.total)
-                tally.receipt += out.receipt
-                tally.masked += batch.masked
-                tally.missing += batch.missing
-        tally = self._of_all(tally, trained)
+                figures.add(out, lost, batch, work.version)
+        tally = self._of_all(figures.tally(), trained)
         return Measured(tally.loss, trained.tokens, tally.receipt)
 
     def _batches(self, work: TrainStep, trained: Trained) -> Generator[tuple[MicroBatch, Batch]]:
@@ -125,10 +123,12 @@ class Trainer:
             check_share(whole.masked, trained.samples, self._may_miss, whole.missing)
         return whole
 
-    def _accumulate(self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, tally: Tally) -> None:
+    def _accumulate(
+        self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, figures: Figures
+    ) -> None:
         out, lost = self._forward(micro_batch, batch, trained)
         lost.total.backward()  # type: ignore[no-untyped-call]
-        tally.add(out, lost, batch, version)
+        figures.add(out, lost, batch, version)
 
     def _forward(self, micro_batch: MicroBatch, batch: Batch, trained: Trained) -> tuple[Forward, Loss]:
         with of_micro_batch(micro_batch):
@@ -140,6 +140,6 @@ class Trainer:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:
-        if self.reference is None or not batch.kl_weights.any():
+        if self.reference is None or not batch.held:
             return None
         return forward(self.reference.model, self.family, batch, dtype=self.config.dtype).logprobs

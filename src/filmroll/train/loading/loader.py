@@ -49,6 +49,9 @@ class Batch:
     rl_weights: torch.Tensor
     cross_entropy_weights: torch.Tensor
     kl_weights: torch.Tensor
+    samples: int
+    held: bool
+    """Whether there is a token that is held to a reference policy."""
     receipt: Receipt
     missing: tuple[MissingImage, ...] = ()
     masked: int = 0
@@ -156,6 +159,8 @@ class Loader:
             rl_weights=targets.spread([one.rl for one in weights], np.float32),
             cross_entropy_weights=targets.spread([one.cross_entropy for one in weights], np.float32),
             kl_weights=targets.spread([one.kl for one in weights], np.float32),
+            samples=len(samples),
+            held=any(sample.weights.kl > 0 and len(sample.targets) > 0 for sample in samples),
             receipt=developed.receipt,
             missing=developed.missing,
             masked=developed.masked,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filmroll.families.base import Family
+from filmroll.materialize.device import sent
 from filmroll.materialize.feed import picture_inputs, rope_positions
 from filmroll.materialize.sheet import Sheet
 from filmroll.wire.training import TrainingSample
@@ -56,4 +57,4 @@ def row_inputs(model: Any, family: Family, rows: Rows, sheet: Sheet) -> dict[str
     if family.forward.marks:
         inputs[family.forward.marks] = marks
     device = model.device
-    return {name: value.to(device) for name, value in inputs.items()} | picture_inputs(family, sheet, device=device)
+    return {name: sent(value, device) for name, value in inputs.items()} | picture_inputs(family, sheet, device=device)

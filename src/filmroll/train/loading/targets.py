@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from filmroll.materialize.device import sent
 from filmroll.wire.training import TrainingSample
 
 if TYPE_CHECKING:
@@ -42,4 +43,4 @@ class Targets:
     def _tensor(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(values).to(self._device)
+        return sent(torch.from_numpy(values), self._device)
