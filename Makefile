@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 3
+DEVICE ?= cuda
 VLLM_VENV := $(VENV)-vllm$(addprefix -,$(VLLM))
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-gpu test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -36,6 +37,9 @@ lint: $(READY)  ## style, types, and which floor imports which
 
 test-faults: $(READY)  ## whole runs whose processes are killed, lost or told to end; some ten minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m faults --timeout 900 tests/run tests/train
+
+test-gpu: $(READY)  ## the equality tests and the training benchmark on a GPU, kept in benchmarks/results; DEVICE=cpu rehearses that
+	$(BIN)/python -m tests.on_a_gpu $(DEVICE)
 
 test-s3: $(READY)  ## the store against a real S3 server, Ceph's radosgw, which is installed first where that may be done
 	$(BIN)/python -m tests.store.servers.ceph
