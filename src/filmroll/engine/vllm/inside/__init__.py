@@ -34,6 +34,9 @@ through it, and only `plugin`, `routes` and `refusals` touch a module of vLLM's 
 - `transfer`, the same in 0.31 and 0.32: of the engine's client `pause_generation`,
   `resume_generation`, `reset_prefix_cache`, `reset_encoder_cache`, `start_weight_update`,
   `update_weights`, `finish_weight_update`, `update_weight_version`, `get_weight_version`.
+  That vLLM asks its workers in the order of their ranks, and reads their answers up to the first error;
+  `get_world_group`, in which they agree: its `cpu_group`, `world_size` and `rank_in_group`, with the
+  ranks of one engine, as many as `parallel_config.world_size`, side by side.
   Weight transfer engines: registered under a name that `--weight-transfer-config` says, made by each
   worker, and told to `receive_weights` between `start_weight_update` and `finish_weight_update`.
   Layerwise reloading: `initialize_layerwise_reload`, the model's `load_weights`, which takes the names

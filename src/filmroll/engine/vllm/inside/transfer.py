@@ -5,14 +5,17 @@ Imports vllm, so only a process of vLLM's own imports this.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from vllm.distributed.parallel_state import get_world_group
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -28,8 +31,7 @@ from filmroll.engine.vllm.settings import read_settings
 from filmroll.engine.weights import load_checked
 from filmroll.errors import ConfigError, EngineUnavailableError, WeightsError
 
-if TYPE_CHECKING:
-    import torch
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -126,6 +128,25 @@ class FolderTransfer(WeightTransferEngine):  # type: ignore[misc]
         """Nothing is changed before the tensors are at hand."""
 
     def receive_weights(self, update_info: Checked) -> None:
+        """Take them, or fail wherever one of the workers fails.
+
+        Of an engine's workers the last one says so, and no other: vLLM reads their answers in order up to the
+        first error, and would take those behind it for answers to its next calls.
+        """
+        error: Exception | None = None
+        try:
+            self._take(update_info)
+        except Exception as caught:
+            error = caught
+            log.exception("this worker could not take version %d", update_info.version)
+        world = get_world_group()
+        failed = torch.tensor(int(error is not None))
+        if world.world_size > 1:
+            torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group=world.cpu_group)
+        if failed and (world.rank_in_group + 1) % self.parallel_config.world_size == 0:
+            raise error or WeightsError("another worker could not take the weights", remedy="Its log says why")
+
+    def _take(self, update_info: Checked) -> None:
         weights = self._checkpoint() if update_info == CHECKPOINT else self._version(update_info)
         wanted = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
