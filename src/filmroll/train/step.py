@@ -140,6 +140,8 @@ class StepReport(msgspec.Struct, frozen=True):
     seconds: float
     image_wait: float = 0.0
     """Seconds of them in which the model waited for images."""
+    gpu_memory: int | None = None
+    """Most bytes that tensors took of a rank's GPU since the step before; None on any other device."""
     samples_masked: int = 0
     """Samples that counted in no loss, because an image of theirs was missing."""
     missing: list[MissingImage] = []

@@ -16,7 +16,7 @@ from filmroll.train.step import MissingImage, StepReport
 from filmroll.wire.receipt import Receipt
 from filmroll.wire.training import MicroBatch
 
-LARGEST = frozenset({"ratio_max", "gap_max", "image_wait"})
+LARGEST = frozenset({"ratio_max", "gap_max", "image_wait", "gpu_memory"})
 """What of two tallies is the larger in the tally of both; everything else is added up."""
 
 
@@ -45,6 +45,7 @@ class Tally:
     mismatch: float = 0.0
     receipt: Receipt = field(default_factory=Receipt)
     image_wait: float = 0.0
+    gpu_memory: int = 0
     masked: int = 0
     missing: list[MissingImage] = field(default_factory=list)
 
@@ -106,6 +107,7 @@ class Tally:
             receipt=self.receipt,
             seconds=seconds,
             image_wait=self.image_wait,
+            gpu_memory=self.gpu_memory or None,
             samples_masked=self.masked,
             missing=self.missing,
         )

@@ -16,6 +16,7 @@ from filmroll.materialize.feed import vision_tower
 from filmroll.train.batches.bins import Costs
 from filmroll.train.learning.forward import Forward, forward
 from filmroll.train.learning.loss import Loss, loss
+from filmroll.train.learning.memory import fitting, most_taken
 from filmroll.train.learning.model import trainable, training_model
 from filmroll.train.learning.objective import LossConfig, Trained
 from filmroll.train.learning.ranks import Ranks
@@ -80,6 +81,7 @@ class Trainer:
                 self._accumulate(micro_batch, batch, work.version, trained, figures)
         tally = figures.tally()
         tally.lay_out(work.micro_batches, Costs(self.family))
+        tally.gpu_memory = most_taken(torch.device(self.config.device))
         tally = self._of_all(tally, trained)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)))
         with self.ranks.agreeing():
@@ -100,7 +102,8 @@ class Trainer:
         figures = Figures()
         with torch.no_grad(), closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
-                out, lost = self._forward(micro_batch, batch, trained)
+                with fitting(micro_batch, Costs(self.family)):
+                    out, lost = self._forward(micro_batch, batch, trained)
                 figures.add(out, lost, batch, work.version)
         tally = self._of_all(figures.tally(), trained)
         return Measured(tally.loss, trained.tokens, tally.receipt)
@@ -126,8 +129,9 @@ class Trainer:
     def _accumulate(
         self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, figures: Figures
     ) -> None:
-        out, lost = self._forward(micro_batch, batch, trained)
-        lost.total.backward()  # type: ignore[no-untyped-call]
+        with fitting(micro_batch, Costs(self.family)):
+            out, lost = self._forward(micro_batch, batch, trained)
+            lost.total.backward()  # type: ignore[no-untyped-call]
         figures.add(out, lost, batch, version)
 
     def _forward(self, micro_batch: MicroBatch, batch: Batch, trained: Trained) -> tuple[Forward, Loss]:
