@@ -102,7 +102,12 @@ def slurm(
         found = RunDirectory.create(_loaded(config, run, context.args))
     else:
         found = _run(config, run, context.args)
-    script = write_job(found, found.config())
+    try:
+        script = write_job(found, found.config())
+    except ConfigError:
+        if found.fresh:
+            found.discard()
+        raise
     typer.echo(script)
     if not dry_run:
         typer.echo(f"job {submit(script)}; log: {found.logs}/slurm-*.log")

@@ -18,7 +18,8 @@ FULL = OSError(28, "No space left on device")
 
 
 def made(place: Path, **sections: object) -> RunDirectory:
-    return RunDirectory.create(Config.model_validate({"run": {"directory": str(place / "run")}, **sections}))
+    run = RunDirectory.create(Config.model_validate({"run": {"directory": str(place / "run")}, **sections}))
+    return RunDirectory.open(run.path)
 
 
 def events(run: RunDirectory) -> list[dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.durable import append_line, room_for, write_whole
-from filmroll.errors import ConfigError, DiskFullError, RunError
+from filmroll.errors import ConfigError, RunError
 from filmroll.families.hub import is_hub_name
 from filmroll.run.config import TINY, Config, saved_config
 from filmroll.run.engine_config import EngineConfig
@@ -43,6 +43,7 @@ class RunDirectory:
         self.manifest_file = self.path / "manifest"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"
+        self.data_file = self.path / "data.json"
         self.rollouts = self.path / "rollouts"
         self.weights = self.path / "weights"
         self.checkpoints = self.path / "checkpoints"
@@ -51,6 +52,8 @@ class RunDirectory:
         self.logs = self.path / "logs"
         self.model = self.path / "model"
         self.reference = self.path / "reference"
+        self.fresh = False
+        """Whether it is we who have made the folder, and just now."""
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -66,10 +69,13 @@ class RunDirectory:
     def at(cls, config: Config) -> RunDirectory:
         """Exactly the folder that is configured: a new one, or that of a run with this very configuration.
 
-        What is movable is from now on as it is here.
+        What is movable is from now on as it is here. Where a run has come to nothing, all is.
         """
         path = fixed_place(config)
         begun = cls._begun(path, config)
+        if begun is None and (there := cls.open(path)).came_to_nothing:
+            there._begin_anew(config)
+            return there
         if begun is None:
             begun = cls.same(path, config)
             begun.move(config)
@@ -107,10 +113,17 @@ class RunDirectory:
                     folder.mkdir()
                 run._name_manifest()
                 _write_text(run.config_file, _resolved(config, path).model_dump_json(indent=2))
-        except DiskFullError:
-            shutil.rmtree(path, ignore_errors=True)
+        except BaseException:
+            run.discard()
             raise
+        run.fresh = True
         return run
+
+    def _begin_anew(self, config: Config) -> None:
+        """As if nothing had been tried here."""
+        for trace in (self.events_file, self.data_file):
+            trace.unlink(missing_ok=True)
+        _write_text(self.config_file, _resolved(config, self.path).model_dump_json(indent=2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -124,6 +137,27 @@ class RunDirectory:
     def begun(self) -> bool:
         """Whether anything has been done in it."""
         return self.events_file.exists()
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether it has ended before anything was played or learnt in it."""
+        results = (self.checkpoints, self.weights, self.samples)
+        if self.metrics_file.exists() or any(any(folder.glob("*")) for folder in results):
+            return False
+        try:
+            last = json.loads(self.events_file.read_text().splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return False
+        return last.get("kind") in ("failed", "stopped")
+
+    @property
+    def idle(self) -> bool:
+        """Whether no process of it has been started yet."""
+        return not any(self.logs.glob("*"))
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def command(self) -> str:

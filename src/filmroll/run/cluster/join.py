@@ -37,7 +37,7 @@ def there_will_be(path: Path, config: Config | None) -> RunDirectory:
     """The run in that folder, waited for if it has not begun; if a configuration is given, it must be the run's."""
     patience = (config or Config()).cluster.patience_s
     latest, waiting = time.monotonic() + patience, False
-    while not RunDirectory(path).config_file.is_file():
+    while not (run := RunDirectory(path)).config_file.is_file() or run.came_to_nothing:
         if not waiting:
             _log.info("waiting up to %.0f s for the orchestrator to begin the run in %s", patience, path)
             waiting = True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.durable import FULL_STATUS, disk_full, free_at, says_full
-from filmroll.errors import ConfigError, DiskFullError, RunError
+from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
 from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_options
 from filmroll.run.config import TINY, Config, build_config, read_toml
@@ -36,6 +36,7 @@ def course(
     """The run begins and ends, and its events say so, whatever the end is like.
 
     What ends it says how to go on. A disk that is full is one DiskFullError, whoever has met it and in whichever words.
+    What is refused before any process is started leaves no folder of a run that was to begin.
     """
     way = "" if command == "eval" else way_on(run, command, apart=apart)
     ending = ending or Ending()
@@ -45,6 +46,9 @@ def course(
         try:
             yield
         except BaseException as error:
+            if _refused(error) and run.fresh and run.idle:
+                run.discard()
+                raise
             # Where the disk is full, this has no room either.
             with suppress(DiskFullError):
                 if isinstance(error, ToldToEnd | KeyboardInterrupt):
@@ -64,6 +68,11 @@ def course(
 def way_on(run: RunDirectory, command: str, *, apart: bool = False) -> str:
     """What goes on with the run."""
     return f"`filmroll orchestrator --run {run.path}`" if apart else f"`filmroll {command} --resume {run.path}`"
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether it is what was asked for that is wrong."""
+    return isinstance(error, FilmrollError) and error.status < 500
 
 
 def _saying(way: str, error: BaseException) -> BaseException:

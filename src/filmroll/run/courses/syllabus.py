@@ -90,10 +90,9 @@ def _source(config: Config, run: RunDirectory, family: Family, path: str, split:
 
 
 def _same_as_before(run: RunDirectory, fingerprint: str) -> None:
-    note = run.path / "data.json"
-    if not note.exists():
-        run.note(note.name, {"fingerprint": fingerprint})
-    elif json.loads(note.read_text())["fingerprint"] != fingerprint:
+    if not run.data_file.exists():
+        run.note(run.data_file.name, {"fingerprint": fingerprint})
+    elif json.loads(run.data_file.read_text())["fingerprint"] != fingerprint:
         raise ConfigError(
             "the data is not what this run began with, so its steps would not be the same",
             remedy="Bring the files back as they were, or begin a new run",
