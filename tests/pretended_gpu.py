@@ -93,8 +93,10 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, watched: Watched) -> OnDevice:
-        outline = torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device=META)
-        made: OnDevice = torch.Tensor._make_subclass(cls, outline, False, device_for_backend_keys=DEVICE)
+        # Outside of it: a view of what was made outside of it would be asked for its version.
+        with torch.inference_mode(False):
+            outline = torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device=META)
+            made: OnDevice = torch.Tensor._make_subclass(cls, outline, False, device_for_backend_keys=DEVICE)
         made.held, made.watched = held, watched
         return made
 
@@ -151,6 +153,10 @@ class _Operation:
             return self._func(*self._args, **self._kwargs)
         if self._func in COPIES:
             return self._copied()
+        if self._func._can_decompose():
+            # In inference mode torch leaves it to whoever dispatches.
+            with _Making(self._watched):
+                return self._func.decompose(*self._args, **self._kwargs)
         asked = self._kwargs.get("device")
         if asked.type == "cpu" if asked is not None else not self._device:
             return self._computed(on_device=False)

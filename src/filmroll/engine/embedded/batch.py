@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from filmroll.engine.embedded.sampling import Choosers, sample
 from filmroll.engine.images.resolve import Resolved
 from filmroll.families.base import Family
+from filmroll.materialize.device import sent
 from filmroll.materialize.feed import feeding, model_inputs, rope_positions, suppress
 from filmroll.materialize.sheet import Sheet
 from filmroll.wire.generate import SamplingParams
@@ -76,13 +77,17 @@ class Batch:
     logits: torch.Tensor
     """[B, V], suppressed."""
     choosers: Choosers
+    lengths: list[int]
+    """How many tokens of each row are cached."""
+    last: torch.Tensor
+    """[B], the last token of each row."""
 
     @classmethod
     def prefill(cls, model: Any, family: Family, rows: list[Row]) -> Batch:
         """Run the prompts and their images; a ReceiptError where the model saw other images than were sent."""
         sheet = Sheet.of([picture for row in rows for picture in row.images.pictures])
         inputs = model_inputs(family, [row.prompt for row in rows], sheet, pad="left", device=model.device)
-        positions = _left_padded([row.positions for row in rows]).to(model.device)
+        positions = sent(_left_padded([row.positions for row in rows]), model.device)
         cache = DynamicCache(config=model.config)
         with feeding(model, family, sheet) as consumed:
             logits = _forward(model, **inputs, position_ids=_axes(positions), past_key_values=cache)
@@ -96,6 +101,8 @@ class Batch:
             next_positions=positions.amax(dim=(0, 2))[None].expand(len(positions), -1) + 1,
             logits=suppress(logits, family),
             choosers=_choosers(rows, model.device),
+            lengths=[len(row.prompt) for row in rows],
+            last=inputs["input_ids"][:, -1],
         )
 
     @property
@@ -104,34 +111,36 @@ class Batch:
         return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def sample(self, generator: torch.Generator) -> None:
-        """Give every row its next token."""
-        tokens, logprobs = sample(self.logits, self.choosers, generator)
-        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.append(token, logprob)
+        """Give every row its next token: the one place where decoding waits for the device."""
+        self.last, logprobs = sample(self.logits, self.choosers, generator)
+        # In float32, which holds every token's number.
+        for row, (token, logprob) in zip(self.rows, torch.stack([self.last, logprobs], -1).tolist(), strict=True):
+            row.append(int(token), logprob)
 
     def advance(self) -> None:
         """Run the tokens sampled last, for the logits of the next ones."""
-        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.mask.device)
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         logits = _forward(
             self.model,
-            input_ids=tokens,
+            input_ids=self.last[:, None],
             attention_mask=self.mask,
             position_ids=_axes(self.next_positions[:, :, None]),
             past_key_values=self.cache,
         )
         self.next_positions = self.next_positions + 1
         self.logits = suppress(logits, self.family)
+        self.lengths = [length + 1 for length in self.lengths]
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with these rows alone, and without the padding that only others needed."""
-        chosen = torch.tensor(indices, device=self.mask.device)
+        chosen = sent(torch.tensor(indices), self.mask.device)
         self.rows = [self.rows[index] for index in indices]
-        self.mask, self.logits = self.mask[chosen], self.logits[chosen]
+        self.lengths = [self.lengths[index] for index in indices]
+        self.mask, self.logits, self.last = self.mask[chosen], self.logits[chosen], self.last[chosen]
         self.next_positions = self.next_positions[:, chosen]
         self.choosers = _choosers(self.rows, self.mask.device)
         self.cache.batch_select_indices(chosen)
-        padding = int(self.mask.any(dim=0).int().argmax())
+        padding = self.mask.shape[-1] - max(self.lengths)
         if padding and self.can_join:
             self.mask = self.mask[:, padding:]
             for layer in self.cache.layers:
@@ -140,9 +149,11 @@ class Batch:
     def join(self, other: Batch) -> None:
         """Take another batch's rows in; both caches must be plain."""
         self.rows = self.rows + other.rows
+        self.lengths = self.lengths + other.lengths
         self.mask = _stacked(self.mask, other.mask, dim=-1)
         self.next_positions = torch.cat([self.next_positions, other.next_positions], dim=1)
         self.logits = torch.cat([self.logits, other.logits])
+        self.last = torch.cat([self.last, other.last])
         self.choosers = _choosers(self.rows, self.mask.device)
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             # [B, H, T, D]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from filmroll.materialize.device import sent
 from filmroll.materialize.feed import bounded_bias
 from filmroll.wire.generate import SamplingParams
 
@@ -52,15 +53,19 @@ class Choosers:
         chosen = [params[row] for row in filtered]
         added = [(row, token, bias) for row, own in enumerate(biases) for token, bias in own.items()]
         rows, tokens, values = zip(*added, strict=True) if added else ((), (), ())
+
+        def there(values: Sequence[object]) -> torch.Tensor:
+            return sent(torch.tensor(values), device)
+
         return cls(
-            temperatures=torch.tensor([[one.temperature or 1.0] for one in params], device=device),
-            greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
-            filtered=torch.tensor(filtered, device=device) if filtered else None,
-            top_k=torch.tensor([[one.top_k if one.top_k > 0 else 2**31] for one in chosen], device=device),
-            top_p=torch.tensor([[one.top_p] for one in chosen], device=device),
+            temperatures=there([[one.temperature or 1.0] for one in params]),
+            greedy=there(greedy) if any(greedy) else None,
+            filtered=there(filtered) if filtered else None,
+            top_k=there([[one.top_k if one.top_k > 0 else 2**31] for one in chosen]),
+            top_p=there([[one.top_p] for one in chosen]),
             seeded=[(row, generator) for row, generator in enumerate(generators) if generator is not None],
-            biased=(torch.tensor(rows, device=device), torch.tensor(tokens, device=device)) if added else None,
-            biases=torch.tensor(values, device=device),
+            biased=(there(rows), there(tokens)) if added else None,
+            biases=there(values),
         )
 
 
@@ -86,7 +91,7 @@ def sample(logits: torch.Tensor, choosers: Choosers, generator: torch.Generator)
     masses = logprobs.exp()
     if choosers.filtered is not None:
         masses[choosers.filtered] = narrowed(masses[choosers.filtered], choosers.top_k, choosers.top_p)
-    tokens = _inverse(masses, _uniforms(len(logits), choosers.seeded, generator).to(logits.device))
+    tokens = _inverse(masses, sent(_uniforms(len(logits), choosers.seeded, generator), logits.device))
     if choosers.greedy is not None:
         tokens = torch.where(choosers.greedy, logits.argmax(dim=-1), tokens)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
