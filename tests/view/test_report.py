@@ -306,6 +306,16 @@ def test_many_processes_are_summed_beyond_the_largest(run: RunWriter) -> None:
     assert "33 others together" in page.text("#memory")
 
 
+def test_what_steps_took_of_a_gpu_is_shown_beside_the_processes(run: RunWriter) -> None:
+    run.metrics([rl_row(step, 0.5, memory={"trainer": 2e8}, gpu_memory=int(5e9) + step) for step in range(3)])
+    assert "trainer's GPU" in page_of(run).text("#memory")
+
+
+def test_on_a_cpu_there_is_no_gpu_to_show(run: RunWriter) -> None:
+    run.metrics([rl_row(step, 0.5, memory={"trainer": 2e8}, gpu_memory=None) for step in range(3)])
+    assert "GPU" not in page_of(run).text("#memory")
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, finished: RunWriter) -> None:
     with pytest.raises(RunError, match="is not a folder"):
         write_report(tmp_path / "nowhere")

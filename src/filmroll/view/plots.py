@@ -204,22 +204,23 @@ def seconds(run: RunRecord) -> Plot | None:
 
 
 def memory(run: RunRecord, *, narrow: bool = False) -> Plot | None:
-    """Resident memory of every process, by minutes since the first step."""
+    """Resident memory of every process, by minutes since the first step, and what steps took of a GPU's."""
     rows = [row for row in run.rows if isinstance(row.get("memory"), dict) and math.isfinite(number(row, "time"))]
-    peaks: dict[str, float] = {}
-    for row in rows:
-        for name in row["memory"]:
-            peaks[name] = max(peaks.get(name, 0.0), float(np.nan_to_num(number(row, "memory", name))))
+    columns = {
+        name: column(rows, "memory", name) for name in dict.fromkeys(name for row in rows for name in row["memory"])
+    }
+    columns |= {"trainer's GPU": column(rows, "gpu_memory")}
+    peaks = {name: float(np.nanmax(values)) for name, values in columns.items() if np.isfinite(values).any()}
     if not peaks:
         return None
     canvas = _Canvas(6.0, 3.4, "minutes") if narrow else _Canvas(16.0, 4.0, "minutes")
     minutes = (column(rows, "time") - number(rows[0], "time")) / 60
     names = sorted(peaks, key=lambda name: -peaks[name])
     for name, color in zip(names, _COLORS, strict=False):
-        canvas.curve(minutes, column(rows, "memory", name), name, color, np.max)
+        canvas.curve(minutes, columns[name], name, color, np.max)
     rest = names[PROCESSES:]
     if rest:
-        sums = np.nansum([column(rows, "memory", name) for name in rest], axis=0)
+        sums = np.nansum([columns[name] for name in rest], axis=0)
         canvas.curve(minutes, sums, f"{len(rest)} others together", "faint", np.max)
     canvas.axis.set_ylim(bottom=0)
     canvas.labels(words.round_size)
