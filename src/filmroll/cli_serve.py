@@ -40,7 +40,7 @@ def serve(
     name: Annotated[str, typer.Option(help="What requests call the model; without it the model's last part.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each embedded engine.")] = 1,
     device: Annotated[
-        str, typer.Option(help="Where an embedded engine's model runs: cpu, cuda, one GPU as cuda:1, or mps.")
+        str, typer.Option(help="Where an embedded engine's model runs: cpu, cuda, or one GPU as cuda:1.")
     ] = "cpu",
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of each vLLM server, where the machine has any.")] = 1,
     vllm_command: Annotated[str, typer.Option(help="The vllm executable, by name or by path.")] = "vllm",

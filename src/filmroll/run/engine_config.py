@@ -34,7 +34,7 @@ class EmbeddedEngineConfig(_EngineConfig):
     threads: int = Field(default=1, ge=1)
     """CPU threads of each engine."""
     device: Device = "cpu"
-    """Where the engine's model runs: `cpu`; `cuda`, each engine on a GPU of its own; one GPU, as `cuda:1`; or `mps`."""
+    """Where the engine's model runs: `cpu`; `cuda`, each engine on a GPU of its own; or one GPU, as `cuda:1`."""
 
 
 class VllmEngineConfig(_EngineConfig):

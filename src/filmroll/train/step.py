@@ -20,8 +20,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"{name!r} is no device: take cpu, cuda, one GPU such as cuda:1, or mps")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is no device: take cpu, cuda, or one GPU such as cuda:1")
     return name
 
 
@@ -55,7 +55,7 @@ class TrainerConfig(BaseModel):
     threads: int = Field(default=2, ge=1)
     """CPU threads of each process of the trainer."""
     device: Device = "cpu"
-    """Where the model is trained: `cpu`; `cuda`, each rank on a GPU of its own; one GPU, as `cuda:1`; or `mps`."""
+    """Where the model is trained: `cpu`; `cuda`, each rank on a GPU of its own; or one GPU, as `cuda:1`."""
     ranks: int = Field(default=1, ge=1)
     """Processes that train together, each with a part of the model."""
     nodes: int = Field(default=1, ge=1)
