@@ -131,8 +131,9 @@ def test_deduplicated_is_plain(case, arithmetic, near, monkeypatch):
     assert gradients_apart(model, passed(mistaken(ground), model, dtype)[1], plain) > 2 * tolerance.gradients
 
 
-BLURRED = {"gemma4"}
-"""In bfloat16 the engine of a tiny random one is as far from the trainer as another picture would be."""
+BLURRED = {"gemma4": 4.0, "gemma4_unified": 4.0}
+"""Of these a tiny random engine in bfloat16 is so many times farther from the trainer: of the first, as far as another
+picture would have it."""
 
 
 @torch.no_grad()
@@ -148,10 +149,10 @@ def test_the_engine_is_the_trainer(case, arithmetic, near):
         return rms(logprobs, batch.logprobs), rms(logprobs[:ANSWER], batch.logprobs[:ANSWER])
 
     whole, of_the_first = apart(said)
-    near("logprobs", whole, arithmetic.tolerance.engine)
+    blurred = BLURRED.get(model.config.model_type, 1.0) if arithmetic.dtype == "bfloat16" else 1.0
+    near("logprobs", whole, blurred * arithmetic.tolerance.engine)
     _, wrong = apart(mistaken(said))
-    blurred = model.config.model_type in BLURRED and arithmetic.dtype == "bfloat16"
-    assert wrong > 3 * of_the_first or blurred
+    assert wrong > 3 / blurred * of_the_first
 
 
 # Two ranks = one, and resumed = uninterrupted
