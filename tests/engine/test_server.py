@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from filmroll.engine.weights import write_weights
 from filmroll.wire.generate import GenerateAnswer, read_answer
+from tests.engine.asking import tells_private
 
 PROGRAM = """
 import sys
@@ -135,14 +135,30 @@ def refused(response: httpx.Response, desk: Any, status: range = range(400, 500)
     error = response.json()["error"]
     assert set(error) == {"message", "type", "code", "param", "index"}
     assert error["code"] == response.status_code
-    assert not re.search(r"(^|[\s'\"(])(file:)?/\w+/|Traceback|0x[0-9a-f]{6}", error["message"])
+    assert not tells_private(error["message"]), error["message"]
     assert str(desk.store_dir) not in response.text
     return error
 
 
 def test_other_routes_and_methods(desk: Any, client: httpx.Client) -> None:
-    assert refused(client.get("/nowhere"), desk)["code"] == 404
-    assert refused(client.get(GENERATE), desk)["code"] == 405
+    for path in ("/nowhere", "/v1/completions", "/inference/v1/generate/more", "/etc/passwd"):
+        error = refused(client.get(path), desk)
+        assert error["code"] == 404
+        assert path not in error["message"]
+        for route in (f"POST {GENERATE}", "GET /inference/v1/capabilities", "POST /v1/chat/completions", "GET /health"):
+            assert route in error["message"]
+    for path, method, allowed in ((GENERATE, "GET", {"POST"}), ("/health", "POST", {"GET", "HEAD"})):
+        answer = client.request(method, path)
+        assert refused(answer, desk)["code"] == 405
+        assert set(answer.headers["Allow"].split(", ")) == allowed
+        assert all(one in answer.json()["error"]["message"] for one in (method, *allowed))
+
+
+def test_a_route_is_told_from_a_path() -> None:
+    for told in ("POST /inference/v1/generate, GET /health", "see /v1/models.", "('/inference/v1/weight_info')"):
+        assert not tells_private(told)
+    for told in ("/root/inference/v1/generate", "/inference/v1/generate/x", "in /tmp/metrics", "file:/v1/models/a"):
+        assert tells_private(told)
 
 
 def test_a_client_that_leaves_is_dropped(desk: Any, client: httpx.Client) -> None:

@@ -114,6 +114,16 @@ def test_a_server_says_what_it_is_and_that_it_takes_weights(started: Server, des
     assert said.weights
 
 
+def test_a_route_of_ours_says_by_which_method_it_is_asked(started: Server) -> None:
+    for path, wrong, right in ((UPDATE, "GET", "POST"), (INFO, "POST", "GET"), (ROUTE, "DELETE", "GET")):
+        answer = httpx.request(wrong, started.url + path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, right)
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("request", 405)
+        assert wrong in error["message"]
+        assert right in error["message"]
+
+
 def test_answers_follow_the_weights_as_the_trainer_predicts_and_return_exactly(
     vllm: Server, desk: Desk, trainer: Trainer
 ) -> None:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 8 * 2**20
 """About 600,000 token ids, or 10,000 references."""
 MAX_DROPPED_BYTES = 64 * 2**20
-CLIENT_CLOSED = 499
+NO_ROUTE, NO_METHOD, CLIENT_CLOSED = 404, 405, 499
 UNAVAILABLE = 503
 RETRY_AFTER_S = 1
 
@@ -53,12 +53,28 @@ def answering(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-async def http_error(_request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     """No such route, no such method, too large a body: the status is HTTP's, the form is ours."""
     if not isinstance(error, HTTPException):
         raise error
-    wire = RequestError(error.detail).wire() | {"code": error.status_code}
-    return JSONResponse({"error": wire}, error.status_code, error.headers)
+    if error.status_code == NO_ROUTE:
+        routes = (f"{_methods(route)} {route.path}" for route in request.app.routes)
+        ours = RequestError("there is no such route", remedy=f"There are {', '.join(routes)}")
+    elif error.status_code == NO_METHOD:
+        return method_error(request, (error.headers or {})["Allow"])
+    else:
+        ours = RequestError(error.detail)
+    return JSONResponse({"error": ours.wire() | {"code": error.status_code}}, error.status_code, error.headers)
+
+
+def method_error(request: Request, allowed: str) -> Response:
+    """The answer where a route is asked by another method than it has."""
+    ours = RequestError(f"this route is not asked by {request.method[:16]}", remedy=f"Use {allowed}")
+    return JSONResponse({"error": ours.wire() | {"code": NO_METHOD}}, NO_METHOD, {"Allow": allowed})
+
+
+def _methods(route: Any) -> str:
+    return "/".join(sorted(route.methods - {"HEAD"}))
 
 
 def error_answer(error: FilmrollError) -> Response:

@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from filmroll.engine.http import answering, read_version
+from filmroll.engine.http import Endpoint, answering, method_error, read_version
 from filmroll.engine.vllm.inside.application import serving_of
 from filmroll.engine.vllm.installed import Installed, installed
 from filmroll.engine.vllm.references import References
@@ -22,6 +22,7 @@ from filmroll.errors import WeightsError
 from filmroll.wire.capabilities import ROUTE as CAPABILITIES
 from filmroll.wire.capabilities import Capabilities, Way
 
+METHODS = frozenset({"DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"})
 INSTALLED = "filmroll_routes"
 """The attribute of vLLM's module that says that they are there."""
 
@@ -31,9 +32,22 @@ def install(module: ModuleType) -> None:
     if hasattr(module, INSTALLED):
         return
     setattr(module, INSTALLED, True)
-    module.router.add_api_route("/inference/v1/update_weights", answering(update_weights), methods=["POST"])
-    module.router.add_api_route("/inference/v1/weight_info", answering(weight_info), methods=["GET"])
-    module.router.add_api_route(CAPABILITIES, answering(capabilities), methods=["GET"])
+    for path, endpoint, method in (
+        ("/inference/v1/update_weights", update_weights, "POST"),
+        ("/inference/v1/weight_info", weight_info, "GET"),
+        (CAPABILITIES, capabilities, "GET"),
+    ):
+        module.router.add_api_route(path, answering(endpoint), methods=[method])
+        # vLLM's own answer to other methods would not say which one is meant.
+        others = sorted(METHODS - {method})
+        module.router.add_api_route(path, _only(method), methods=others, include_in_schema=False)
+
+
+def _only(method: str) -> Endpoint:
+    async def refuse(request: Request) -> Response:
+        return method_error(request, method)
+
+    return refuse
 
 
 async def update_weights(request: Request) -> Response:
