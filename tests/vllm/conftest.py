@@ -16,14 +16,7 @@ from tests.vllm.conversations import Desk
 from tests.vllm.serving import CONNECTED, Server, serving
 from tests.vllm.tiny_models import MODELS
 
-STARTING_THEIR_OWN = {
-    "test_attacks",
-    "test_run",
-    "test_stock",
-    "test_two_workers",
-    "test_weights",
-    "test_weights_of_models",
-}
+STARTING_THEIR_OWN = {"test_attacks", "test_run", "test_stock", "test_weights", "test_weights_of_models"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""A vLLM that serves takes new weights: its answers follow them, and name them, and nothing gets lost or mixed."""
+"""A vLLM that serves takes new weights: its answers follow them, and name them, and nothing gets lost or mixed.
+
+Two workers share its layers, as on two GPUs. A single one takes weights in `test_weights_of_models` and `test_run`.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from safetensors.torch import save_file
 from filmroll.engine.weights import FILE, MANIFEST, version_folder, write_weights
 from filmroll.wire.capabilities import ROUTE, read_capabilities
 from tests.vllm.breaking import PATH as BREAK
+from tests.vllm.breaking import WORKER
 from tests.vllm.conversations import Body, Desk
 from tests.vllm.serving import Answer, Server, serving
 from tests.vllm.test_agreement import TOLERANCE, assert_same
@@ -30,7 +34,10 @@ UPDATE, INFO = "/inference/v1/update_weights", "/inference/v1/weight_info"
 FLAGS = (
     *("--weight-transfer-config", '{"backend": "filmroll"}'),
     *("--middleware", "tests.vllm.breaking.breaking"),
+    *("--tensor-parallel-size", "2", "--worker-extension-cls", "tests.vllm.breaking.Breakable"),
 )
+BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""Which processor each worker has; by itself vLLM would want two of the kind that have memory of their own."""
 VERSIONS = (1, 2, 3, 5)
 
 
@@ -46,7 +53,7 @@ def trainer(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def started(desk: Desk, trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "vllm.log"
     told = {"store": str(desk.store_dir), "cache_bytes": 0, "weights": str(trainer.folder)}
-    with serving(desk.model, desk.outside, log, told, FLAGS) as server:
+    with serving(desk.model, desk.outside, log, told, FLAGS, BOUND) as server:
         assert server.get(INFO).body == {"version": 0}
         yield server
 
@@ -103,6 +110,22 @@ def test_what_fails_while_it_is_loaded_is_undone(
     update(started, 1)
     assert_of(trainer, started.generate(body), body, 1)
     assert started.processes() == processes
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_worker_fails_neither_has_the_new_weights(
+    vllm: Server, desk: Desk, trainer: Trainer, rank: int
+) -> None:
+    update(vllm, 2)
+    body, processes = desk.request([desk.picture(352)]), vllm.processes()
+    assert sorted(vllm.post(WORKER, {"rank": rank}).body["broken"]) == [False, True]
+    failed = vllm.post(UPDATE, {"version": 1})
+    assert (failed.status, failed.error["type"], failed.error["param"]) == (502, "engine", "version")
+    assert vllm.get(INFO).body == {"version": 2}
+    assert_of(trainer, vllm.generate(body), body, 2)
+    update(vllm, 1)
+    assert_of(trainer, vllm.generate(body), body, 1)
+    assert vllm.processes() == processes
 
 
 def test_a_server_says_what_it_is_and_that_it_takes_weights(started: Server, desk: Desk) -> None:
