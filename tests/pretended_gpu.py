@@ -58,8 +58,11 @@ NUMBERS_TOO = {
     aten.where.self,
 }
 """Beside what goes element by element: take a number from the host."""
-MULTIPLIED = ["linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d"]
-"""What CUDA's autocast has done in bfloat16. Attention is made of these here."""
+MULTIPLIED = [
+    *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d"),
+    "scaled_dot_product_attention",
+]
+"""What CUDA's autocast has done in bfloat16."""
 SUMMED = ["softmax.int", "log_softmax.int", "layer_norm", "exp", "log", "pow.Tensor_Scalar", "rsqrt", "sum", "cumsum"]
 """What it has done in float32. Both lists are of what models do; torch has more."""
 
@@ -283,11 +286,13 @@ def _stand_ins(watched: Watched) -> Iterator[tuple[Any, str, Any]]:
     def seed(number: int) -> None:
         watched.random = torch.Generator().manual_seed(number).get_state()
 
+    stream = mock.Mock(synchronize=lambda: watched.wait("synchronize"))
     cuda = {
         "_initialized": True,
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
-        "device": lambda _: ExitStack(),
+        "current_stream": lambda device=None: stream,
+        "device": _Chosen,
         "device_count": lambda: 1,
         "get_device_capability": lambda device=None: (9, 0),
         "get_rng_state": lambda device=None: watched.random.clone(),
@@ -296,8 +301,11 @@ def _stand_ins(watched: Watched) -> Iterator[tuple[Any, str, Any]]:
         "is_initialized": lambda: True,
         "manual_seed": seed,
         "manual_seed_all": seed,
+        "max_memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
         "set_device": lambda _: None,
         "set_rng_state": set_random,
+        "stream": lambda _: ExitStack(),
         "synchronize": lambda device=None: watched.wait("synchronize"),
     }
     for name, stand_in in cuda.items():
@@ -310,6 +318,13 @@ def _stand_ins(watched: Watched) -> Iterator[tuple[Any, str, Any]]:
     yield _foreach_utils, "_foreach_supported_types", [*_foreach_utils._foreach_supported_types, OnDevice]
     yield optimizer, "_foreach_supported_types", [*optimizer._foreach_supported_types, OnDevice]
     yield torch.__future__, "_swap_module_params_on_conversion", True
+
+
+class _Chosen(ExitStack):
+    """`with torch.cuda.device(0)`: there is no other."""
+
+    def __init__(self, device: Any) -> None:
+        super().__init__()
 
 
 def _numbered(asked: Any) -> Any:

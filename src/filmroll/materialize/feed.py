@@ -41,6 +41,9 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
 
     disable_progress_bar()
     place = usable_device(device)
+    if place.type == "cuda":
+        # Else a tower's convolutions, which many cut their patches by, would read ten bits of each float32.
+        torch.backends.cudnn.allow_tf32 = False
     name, revision = name_and_revision(folder)
     try:
         model = AutoModelForImageTextToText.from_pretrained(

@@ -19,6 +19,9 @@ from filmroll.wire.receipt import Receipt
 if TYPE_CHECKING:
     import torch
 
+ROWS = 256
+"""Tokens whose entropies are taken at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:
@@ -43,12 +46,14 @@ def forward(model: Any, family: Family, batch: Batch, *, dtype: Dtype = "float32
         _predicting(model, batch),
         torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"),
     ):
-        raw = model(**batch.inputs, use_cache=False).logits  # [N, V]
-    logits = suppress(raw.float(), family) / safe_temperatures(batch.temperatures)[:, None]
-    logps = torch.log_softmax(logits, dim=-1)  # [N, V]
-    chosen = logps.gather(-1, batch.token_ids[:, None])[:, 0]
-    with torch.no_grad():
-        entropies = -(logps.exp() * logps).sum(-1)
+        logits = model(**batch.inputs, use_cache=False).logits.float()  # [N, V]
+    # Each takes the place of the one before, which nothing else holds: a step needs memory for them above all.
+    logits = suppress(logits, family)
+    logits = logits / safe_temperatures(batch.temperatures)[:, None]
+    logprobs = torch.log_softmax(logits, dim=-1)  # [N, V]
+    del logits
+    chosen = logprobs.gather(-1, batch.token_ids[:, None])[:, 0]
+    entropies = _entropies(logprobs.detach())
     receipt = batch.receipt.with_consumed(consumed.images).check("training step")
     return Forward(chosen, entropies, receipt)
 
@@ -69,6 +74,13 @@ def _predicting(model: Any, batch: Batch) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _entropies(logprobs: torch.Tensor) -> torch.Tensor:
+    """[N] from [N, V], a few rows at a time: there may be no room for as much once more."""
+    import torch
+
+    return torch.cat([-(some.exp() * some).sum(-1) for some in torch.split(logprobs, ROWS)])
 
 
 def safe_temperatures(temperatures: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,8 @@ def _recompute(model: Any) -> None:
     """Have each layer forget what it made, and make it again in the backward pass.
 
     transformers does so in training mode alone. Only the layers themselves are told that they are in it:
-    what is inside them stays in evaluation mode, without dropout, so that logprobs are those of the engine.
+    what is inside them stays in evaluation mode, without dropout, so that logprobs are those of the engine. No layer
+    draws random numbers, so none need be drawn again.
     """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -129,5 +130,5 @@ def _recompute(model: Any) -> None:
             remedy="Set trainer.gradient_checkpointing to false",
         )
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         layer.gradient_checkpointing = layer.training = True

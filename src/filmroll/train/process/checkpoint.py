@@ -51,7 +51,7 @@ def save(
     target = folder / progress.name
     state = State(FORMAT, progress, progress.version, ranks.count)
     with _draft(target, ranks) as draft:
-        tensors = _parameters(model) | _moments(model, optimizer) | _random_states(ranks)
+        tensors = _parameters(model) | _moments(model, optimizer) | _random_states(model, ranks)
         writer = HuggingFaceStorageWriter(str(draft), save_distributed=True)
         try:
             with _quiet():
@@ -130,10 +130,11 @@ def _moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Te
     }
 
 
-def _random_states(ranks: Ranks) -> dict[str, torch.Tensor]:
+def _random_states(model: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Of the host, and of the GPU that the model is on; another one is nothing that it would have to wake."""
     states = {f"{_RANDOM}cpu/{ranks.rank}": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[f"{_RANDOM}cuda/{ranks.rank}"] = torch.cuda.get_rng_state()
+    if model.device.type == "cuda":
+        states[f"{_RANDOM}cuda/{ranks.rank}"] = torch.cuda.get_rng_state(model.device)
     return states
 
 
@@ -161,7 +162,7 @@ def _wanted(folder: Path, model: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
         if name.startswith(_OPTIMIZER):
             key, of = name.removeprefix(_OPTIMIZER).split("/", 1)
             wanted[name] = torch.zeros(()) if key == "step" else torch.zeros_like(trained[of]).detach()
-    return wanted | {name: state for name, state in _random_states(ranks).items() if name in there}
+    return wanted | {name: state for name, state in _random_states(model, ranks).items() if name in there}
 
 
 def _put_back(wanted: dict[str, torch.Tensor], model: Any, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
@@ -174,7 +175,7 @@ def _put_back(wanted: dict[str, torch.Tensor], model: Any, optimizer: torch.opti
     if (state := wanted.get(f"{_RANDOM}cpu/{ranks.rank}")) is not None:
         torch.set_rng_state(state)
     if (state := wanted.get(f"{_RANDOM}cuda/{ranks.rank}")) is not None:
-        torch.cuda.set_rng_state(state)
+        torch.cuda.set_rng_state(state, model.device)
 
 
 @contextmanager
