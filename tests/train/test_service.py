@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from filmroll.engine.embedded.engine import EmbeddedEngine
+from filmroll.engine.weights import FILE, read_weights, write_weights
 from filmroll.errors import RunError, TransportError
 from filmroll.families import load_family
 from filmroll.materialize import Materializer
@@ -28,9 +29,9 @@ def model_dir(request):
     return request.getfixturevalue(request.param)
 
 
-def service(model_dir, tmp_path):
+def service(model_dir, tmp_path, **config):
     materializer = Materializer(open_store(tmp_path / "images"), load_family(model_dir))
-    trainer = Trainer(model_dir, materializer, TrainerConfig(threads=1))
+    trainer = Trainer(model_dir, materializer, TrainerConfig(threads=1, **config))
     return TrainerService(
         Team(trainer, weights=tmp_path / "weights", checkpoints=tmp_path / "checkpoints", keep=2),
         lambda begin: open_receiver(str(tmp_path / "samples"), Codec(TrainStep), Window(), begin=begin),
@@ -91,6 +92,22 @@ def test_published_weights_are_what_the_engine_samples_with(model_dir, tmp_path)
         answer = asyncio.run(ask())
     assert answer.choices[0].token_ids[0] == expected
     assert answer.choices[0].weight_versions[0].version == "3"
+
+
+def test_weights_are_published_in_fewer_bits_where_that_is_asked_for(model_dir, tmp_path):
+    """Half as long a file, for an engine that has no more bits; the trainer's own stay as they are."""
+    made = service(model_dir, tmp_path, weights_dtype="bfloat16")
+    disturb(made)
+    own = {name: value.clone() for name, value in trainer_of(made).model.state_dict().items()}
+    call(made, "publish", Publish(1))
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    for name, value in read_weights(tmp_path / "weights", 1, shapes).items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, own[name].to(torch.bfloat16)), name
+    assert all(torch.equal(value, own[name]) for name, value in trainer_of(made).model.state_dict().items())
+    half = (tmp_path / "weights" / "step_1" / FILE).stat().st_size
+    write_weights(own, tmp_path / "whole", 1)
+    assert half < 0.6 * (tmp_path / "whole" / "step_1" / FILE).stat().st_size
 
 
 def test_old_versions_are_dropped_and_the_last_two_kept(model_dir, tmp_path):

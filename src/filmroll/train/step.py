@@ -64,6 +64,8 @@ class TrainerConfig(BaseModel):
     """Most MiB in one file of the weights that engines load."""
     dtype: Dtype = "float32"
     """What the model multiplies in. Weights, optimizer and logprobs are float32 whatever it is."""
+    weights_dtype: Dtype = "float32"
+    """What the numbers are in the weights that engines load."""
     gradient_checkpointing: bool = False
     """Make what layers make again in the backward pass instead of keeping it: less memory, more time."""
     freeze_vision: bool = False

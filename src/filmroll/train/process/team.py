@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import torch
 
 from filmroll.engine.weights import SHARD_BYTES, without_ties, write_in_turn
 from filmroll.train.batches.bins import Costs
@@ -17,7 +19,7 @@ from filmroll.train.learning.objective import Trained
 from filmroll.train.learning.sharding import gathered
 from filmroll.train.learning.trainer import Trainer
 from filmroll.train.process import checkpoint
-from filmroll.train.step import Measured, Progress, StepReport, TrainStep
+from filmroll.train.step import Dtype, Measured, Progress, StepReport, TrainStep
 from filmroll.wire.packed import pack, unpack
 from filmroll.wire.training import MicroBatch
 from filmroll.wire.transport import Codec
@@ -160,7 +162,7 @@ class Team:
         with self.ranks.agreeing():
             try:
                 if self.ranks.leads:
-                    whole = merged(coming, self._trainer.config)
+                    whole = _rounded(merged(coming, self._trainer.config), self._trainer.config.weights_dtype)
                     write_in_turn(whole, self._weights, version, tied=tied, shard_bytes=self._shard_bytes)
                     if self._trainer.reference is not None:
                         self._trainer.reference.keep(self._weights, version)
@@ -175,6 +177,12 @@ class Team:
         for folder in self._weights.glob("step_*"):
             if folder.name.removeprefix("step_").isdecimal() and int(folder.name.removeprefix("step_")) < newest - 1:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rounded(tensors: Iterable[tuple[str, torch.Tensor]], dtype: Dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same in these numbers, as far as they are no integers."""
+    for name, value in tensors:
+        yield name, value.to(getattr(torch, dtype)) if value.is_floating_point() else value
 
 
 def _trained(work: TrainStep) -> Trained:
