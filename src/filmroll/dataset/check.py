@@ -12,6 +12,7 @@ from filmroll.dataset.conversation import Reader
 from filmroll.dataset.rows import Rows
 from filmroll.errors import DatasetError, FilmrollError, ImageSourceError
 from filmroll.families import Family
+from filmroll.render import Renderer
 from filmroll.store.formats.base import Limits
 from filmroll.store.formats.header import read_header
 from filmroll.store.formats.pillow import image_errors
@@ -19,15 +20,16 @@ from filmroll.store.ingest.http_sources import HttpSources
 from filmroll.store.ingest.sources import fetch, path_of
 
 
-def bad_rows(
-    rows: Rows, reader: Reader, family: Family, limits: Limits, http: HttpSources | None
-) -> Iterator[tuple[int, FilmrollError]]:
-    """The rows that cannot be learnt from as far as that can be told without a pixel, and why, in order."""
+def bad_rows(rows: Rows, reader: Reader, renderer: Renderer) -> Iterator[tuple[int, FilmrollError]]:
+    """The rows that cannot be learnt from as far as that can be told without a pixel or a token, and why, in order."""
+    store = renderer.store
     for index in range(len(rows)):
         try:
-            for number, source in enumerate(reader.read(rows[index]).images):
+            conversation = reader.read(rows[index])
+            renderer.check(conversation.messages, tools=conversation.tools)
+            for number, source in enumerate(conversation.images):
                 try:
-                    _glance(source, family, limits, http)
+                    _glance(source, renderer.family, store.limits, store.http)
                 except FilmrollError as error:
                     raise error.at(index=number) from error
         except FilmrollError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filmroll.dataset.config import DataConfig
+from filmroll.dataset.message import check_message
 from filmroll.errors import DatasetError, RenderError
 from filmroll.render.messages import is_image, worded
 
@@ -63,7 +64,10 @@ class Reader:
         if not isinstance(turns, list) or not turns:
             raise DatasetError(f"messages are a list that is not empty, this is {str(turns)[:60]!r}", field=field)
         images = _Images(self._listed(row), self._resolved)
-        messages = [self._message(turn, images, f"{field}[{number}]") for number, turn in enumerate(turns)]
+        messages = []
+        for number, turn in enumerate(turns):
+            messages.append(self._message(turn, images, f"{field}[{number}]"))
+            check_message(messages[-1], f"{field}[{number}]")
         images.check_used()
         if not any(message["role"] == "assistant" for message in messages):
             raise DatasetError("no message is the assistant's, so there is nothing to learn", field=field)

@@ -86,10 +86,14 @@ class Renderer:
         It is the only part of rendering that touches a disk; messages that went through it before
         are rendered without.
         """
+        self.check(messages, tools=tools)
+        return store_images(messages, self.store)
+
+    def check(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> None:
+        """RenderError for what can be told without an image: what is no message, and what spells a token."""
         check_messages(messages)
         if self._typed == "refuse":
             self._markup.refuse(messages, tools)
-        return store_images(messages, self.store)
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True

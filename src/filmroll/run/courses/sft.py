@@ -16,8 +16,7 @@ from anyio import to_thread
 
 from filmroll.dataset.examples import Examples
 from filmroll.errors import DatasetError, DiskFullError, FilmrollError
-from filmroll.families import Family
-from filmroll.render import RendererPool, load_renderer
+from filmroll.render import Renderer, RendererPool, load_renderer
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.run.config import Config
@@ -56,16 +55,19 @@ def sft(
     """
     ending = ending or Ending()
     with course(run, "sft", resume=resume, apart=apart, ending=ending):
-        family = ready_model(run, config)
-        syllabus = Syllabus.of(config, run, family)
-        ending.early = not ending.run(_sft(config, run, family, syllabus, observe, apart, ending))
+        ready_model(run, config)
+        renderer = load_renderer(
+            model_dir(run, config), run.open_store(config), typed=config.render.typed, options=config.render.options
+        )
+        syllabus = Syllabus.of(config, run, renderer)
+        ending.early = not ending.run(_sft(config, run, renderer, syllabus, observe, apart, ending))
     return not ending.early
 
 
 async def _sft(
     config: Config,
     run: RunDirectory,
-    family: Family,
+    renderer: Renderer,
     syllabus: Syllabus,
     observe: Observer,
     apart: bool,
@@ -76,7 +78,7 @@ async def _sft(
         # Samples follow from the rows, so none has to outlive a trainer.
         await learner.samples.withdraw(progress.steps)
         run.event("restored", sft=progress.steps)
-        return await Study(config, run, family, learner, syllabus, observe, ending).go(progress.steps)
+        return await Study(config, run, renderer, learner, syllabus, observe, ending).go(progress.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Study:
         self,
         config: Config,
         run: RunDirectory,
-        family: Family,
+        renderer: Renderer,
         learner: Learner,
         syllabus: Syllabus,
         observe: Observer,
@@ -107,20 +109,14 @@ class Study:
     ) -> None:
         self._config = config
         self._run = run
-        self._family = family
+        self._family = renderer.family
         self._learner = learner
         self._syllabus = syllabus
         self._observe = observe
         self._ending = ending
-        self._lessons = Lessons(config, run, family, learner)
+        self._lessons = Lessons(config, run, self._family, learner)
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
-        renderer = load_renderer(
-            model_dir(run, config),
-            run.open_store(config),
-            typed=config.render.typed,
-            options=config.render.options,
-        )
         self._renderers = RendererPool(renderer)
         last_alone = config.data.answers == "last"
         self._learnt = Examples(*syllabus.learnt.source, renderer, last_alone=last_alone)

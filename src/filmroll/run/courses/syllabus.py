@@ -14,7 +14,7 @@ from filmroll.dataset.conversation import Reader
 from filmroll.dataset.order import Indices, Order, hold_out
 from filmroll.dataset.rows import Rows, open_rows
 from filmroll.errors import ConfigError, DatasetError
-from filmroll.families import Family
+from filmroll.render import Renderer
 from filmroll.run.config import Config
 from filmroll.run.directory import RunDirectory
 
@@ -46,15 +46,15 @@ class Syllabus:
     held_rows: Sequence[int]
 
     @classmethod
-    def of(cls, config: Config, run: RunDirectory, family: Family) -> Syllabus:
+    def of(cls, config: Config, run: RunDirectory, renderer: Renderer) -> Syllabus:
         """Read and check the configured data. A run that goes on must find the data that it began with."""
         data, settings = config.data, config.sft
         if not data.path:
             raise ConfigError("data.path names no data to learn from", remedy="Name a JSON lines file in [data]")
-        learnt = held = _source(config, run, family, data.path, data.split)
+        learnt = held = _source(config, run, renderer, data.path, data.split)
         rows, held_rows = learnt.good, np.array([], np.int64)
         if data.held_out_path or data.held_out_split:
-            held = _source(config, run, family, data.held_out_path or data.path, data.held_out_split or data.split)
+            held = _source(config, run, renderer, data.held_out_path or data.path, data.held_out_split or data.split)
             held_rows = held.good
         elif data.held_out:
             rows, held_rows = hold_out(learnt.good, data.held_out, config.seed)
@@ -70,13 +70,12 @@ class Syllabus:
         )
 
 
-def _source(config: Config, run: RunDirectory, family: Family, path: str, split: str) -> Source:
+def _source(config: Config, run: RunDirectory, renderer: Renderer, path: str, split: str) -> Source:
     data: DataConfig = config.data
     rows = open_rows(path, split=split, subset=data.subset)
     reader = Reader(data, rows.root)
-    store = run.open_store(config)
     bad = []
-    for index, error in bad_rows(rows, reader, family, store.limits, store.http):
+    for index, error in bad_rows(rows, reader, renderer):
         if data.bad == "refuse":
             raise error
         bad.append(index)
