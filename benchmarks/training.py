@@ -8,6 +8,7 @@ turn, so whatever else the machine does is spread over all. A step's time is fro
 one that has nothing left to do.
 
 - Waiting: steps over pictures that nobody has seen, made ahead by threads, and made when a micro-batch asks.
+  What counts is that the host waits; a GPU may have work of the micro-batch before it meanwhile.
 - Seeing: groups of 1, 4, 8 and 16 rollouts that share their picture. The vision tower sees each distinct
   one, or, in the plain forward, one for each place. Pictures are in the cache by then.
 - Memory: 64 pictures as levels, and as float32, where they wait for the model: on the host (`pixel_memory.py`). On a

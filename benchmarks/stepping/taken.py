@@ -41,11 +41,14 @@ def step(trainer: Trainer, batches: Sequence[MicroBatch]) -> Taken:
     seconds = time.perf_counter() - began
     for hook in hooks:
         hook.remove()
-    return Taken(report, seconds, watch.between(), watch.peak())
+    return Taken(report, seconds, watch.between(), (report.gpu_memory or 0) - watch.before)
 
 
 class Watch:
     """Seconds between every first lap and the second one after it."""
+
+    before = 0
+    """Bytes of device memory that were taken when it first settled."""
 
     def __init__(self) -> None:
         self._laps: list[float] = []
@@ -59,22 +62,18 @@ class Watch:
     def between(self) -> float:
         return sum(self._laps[1::2]) - sum(self._laps[::2])
 
-    def peak(self) -> int:
-        return 0
-
 
 class GpuWatch(Watch):
     """The same by the device's own clock: the host, which is ahead, is not held up by a look at it."""
 
     def __init__(self) -> None:
         self._events: list[Any] = []
-        self._before = 0
 
     def settle(self) -> None:
         torch.cuda.synchronize()
-        if not self._before:
+        if not self.before:
             torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+            self.before = torch.cuda.memory_allocated()
 
     def lap(self) -> None:
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -84,6 +83,3 @@ class GpuWatch(Watch):
     def between(self) -> float:
         pairs = zip(self._events[::2], self._events[1::2], strict=True)
         return sum(float(one.elapsed_time(two)) for one, two in pairs) / 1000
-
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated() - self._before

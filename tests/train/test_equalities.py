@@ -32,12 +32,8 @@ from tests.train.test_ranks import alone as by_one_rank
 
 @pytest.fixture(scope="module", params=EVERY_ARITHMETIC, ids=str)
 def arithmetic(request):
-    """Float32 is float32: cuDNN would multiply it in TF32, of 10 bits, in the layer that takes patches."""
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        patch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # the same in processes that are started
-        yield request.param
+    return request.param
 
 
 @pytest.fixture
