@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
+import pytest
 import torch
 
+from filmroll.engine.embedded.batch import Batch
 from filmroll.engine.embedded.engine import EmbeddedEngine
 from filmroll.engine.weights import write_weights
+from filmroll.errors import EngineError, EngineUnavailableError
 from filmroll.wire.generate import GenerateAnswer, GenerateRequest
 from tests.engine.conftest import Asker, open_engine
 from tests.engine.test_embedded_batching import tokens
@@ -121,3 +127,73 @@ def test_the_host_waits_once_for_a_token_of_every_row(desk: Any) -> None:
         assert [count for what, count in waits.items() if "to the host" in what] == [20]
         # transformers looks whether there is padding; the rest is the beginning.
         assert waits.total() <= 2 * 20 + 5, waits
+
+
+@pytest.mark.parametrize("place", ["prefill", "sample", "advance"])
+def test_a_gpu_that_has_failed_ends_the_engine(desk: Any, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Nothing that is asked of it afterwards is done, so whoever waits is told, and nobody else is let in."""
+
+    def broken(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access at 0x7f3a")
+
+    async def overlapping(engine: EmbeddedEngine) -> list[Any]:
+        asked = [engine.generate(desk.request([desk.picture(n)], max_tokens=30)) for n in range(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with open_engine(desk) as engine:
+        monkeypatch.setattr(Batch, place, broken)
+        answers = asyncio.run(overlapping(engine))
+        error = engine.ended.exception(timeout=60)
+        answers += asyncio.run(overlapping(engine))
+    assert isinstance(error, EngineUnavailableError)
+    assert len(answers) == 6
+    for answer in answers:
+        assert isinstance(answer, EngineUnavailableError)
+        assert "GPU has failed" in str(answer)
+        assert "0x7f3a" not in str(answer.wire())
+
+
+def test_want_of_memory_does_not(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with open_engine(desk) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(Batch, "advance", broken)
+            with pytest.raises(EngineError, match="the model failed on this request"):
+                Asker(engine).one(desk.request(max_tokens=3))
+        Asker(engine).one(desk.request(max_tokens=3))
+        assert not engine.ended.done()
+    assert engine.ended.result() is None
+
+
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from filmroll.engine.embedded.batch import Batch
+from filmroll.engine.embedded.server import serve
+from filmroll.store import open_store
+def broken(batch):
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+Batch.advance = broken
+serve(Path(sys.argv[1]), open_store(sys.argv[2]), None, name="tiny", threads=1,
+      on_ready=lambda url: print(url, flush=True))
+"""
+
+
+def test_its_server_ends_with_it(desk: Any) -> None:
+    """By itself, and not as if all were well: a run starts it again."""
+    command = [sys.executable, "-c", PROGRAM, str(desk.model_dir), str(desk.store_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            request = msgspec.json.encode(desk.request(max_tokens=4))
+            answer = httpx.post(f"{url}/inference/v1/generate", content=request, timeout=120)
+            assert answer.status_code == 503
+            assert "engine_unavailable" in answer.text
+            _, said = process.communicate(timeout=120)
+            assert process.returncode != 0
+            assert "the engine's GPU has failed" in said
+        finally:
+            process.kill()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +102,11 @@ class EmbeddedEngine:
         self._loop.close()
         self._openers.shutdown(cancel_futures=True)
         self.resolver.close()
+
+    @property
+    def ended(self) -> Future[None]:
+        """Done when it answers nothing any more: closed, or an error where its GPU has failed."""
+        return self._loop.ended
 
     @property
     def version(self) -> int:

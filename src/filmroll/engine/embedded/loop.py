@@ -71,6 +71,9 @@ class ModelLoop:
         self._arrivals = count()
         self._orders: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closed = False
+        self._lost: FilmrollError | None = None
+        self.ended: Future[None] = Future()
+        """Done when nobody runs the model any more; an error where the GPU has failed it."""
         self._batch: Batch | None = None
         self.version = 0
         self._thread = threading.Thread(target=self._run, args=(threads,), name="filmroll-model", daemon=True)
@@ -105,7 +108,10 @@ class ModelLoop:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise EngineUnavailableError("the engine is shutting down")
+            raise self._unavailable()
+
+    def _unavailable(self) -> FilmrollError:
+        return self._lost or EngineUnavailableError("the engine is shutting down")
 
     def _run(self, threads: int | None) -> None:
         if threads is not None:
@@ -123,11 +129,15 @@ class ModelLoop:
         """Nobody waits forever for a thread that is gone."""
         with self._changed:
             self._closed = True
-            error = EngineUnavailableError("the engine is shutting down")
+            error = self._unavailable()
             _fail([*(self._batch.rows if self._batch else ()), *(row for *_, row in self._waiting)], error)
             for _, future in self._orders:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
+        if self._lost is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(self._lost)
 
     def _give_orders(self) -> None:
         while self._batch is None and self._orders:
@@ -137,6 +147,7 @@ class ModelLoop:
             try:
                 future.set_result(work())
             except Exception as error:  # noqa: BLE001 whoever gave the order gets it
+                self._consider(error)
                 future.set_exception(error)
 
     def _newcomers(self) -> list[Row]:
@@ -180,7 +191,7 @@ class ModelLoop:
             batch = Batch.prefill(self._model, self._family, rows)
         except Exception as error:
             log.exception("a prefill of %d prompts failed", len(rows))
-            if len(rows) == 1:
+            if self._consider(error) or len(rows) == 1:
                 _fail(rows, _typed(error))
             else:
                 alone.extend(rows)
@@ -225,8 +236,17 @@ class ModelLoop:
     def _lose(self, rows: list[Row], error: Exception) -> None:
         """Give up the batch, after an error in it."""
         log.error("a batch of %d rows failed in the model", len(rows), exc_info=error)
+        self._consider(error)
         _fail(rows, _typed(error))
         self._batch = None
+
+    def _consider(self, error: Exception) -> bool:
+        """Whether it is the GPU that has failed: then it does nothing more for this process, which has to end."""
+        if not _of_the_gpu(error):
+            return False
+        self._lost = _typed(error)
+        self._closed = True
+        return True
 
     def _settled(self, row: Row) -> bool:
         """Whether the row is done: finished, given up by its client, or without a meaningful token."""
@@ -251,9 +271,18 @@ def _fail(rows: Iterable[Row], error: FilmrollError) -> None:
             row.done.set_exception(error.at())
 
 
+def _of_the_gpu(error: Exception) -> bool:
+    # Want of memory is another error; and torch before 2.8 has no name for this one.
+    return isinstance(error, getattr(torch, "AcceleratorError", ()))
+
+
 def _typed(error: Exception) -> FilmrollError:
     if isinstance(error, FilmrollError):
         return error
+    if _of_the_gpu(error):
+        return EngineUnavailableError(
+            "the engine's GPU has failed", remedy="Start the engine again; its log says why", private=str(error)
+        )
     return EngineError(
         "the model failed on this request", remedy="The engine goes on; its log says why", private=str(error)
     )

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -108,7 +109,7 @@ def serve(
     features_dir: Path | None = None,
     **limits: Unpack[EngineLimits],
 ) -> None:
-    """Serve a checkpoint until SIGTERM or SIGINT, then return.
+    """Serve a checkpoint until SIGTERM or SIGINT, then return; an error if its GPU fails before.
 
     The address is taken first, so that a port in use is known before a model is loaded; `on_ready`
     gets the base URL once requests are answered. `features_dir` is where processed images are kept for
@@ -126,11 +127,12 @@ def serve(
         features = None if features_dir is None else Features(features_dir, family)
         materializer = Materializer(store, family, cache_bytes=kept, features=features)
         with EmbeddedEngine(model_dir, family, materializer, weights_dir=weights_dir, name=name, **limits) as engine:
-            run_app(build_app(engine), listener, lambda: on_ready(url))
+            run_app(build_app(engine), listener, lambda: on_ready(url), engine.ended)
+        engine.ended.result()
 
 
-def run_app(app: Starlette, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve an application on a socket that listens, until SIGTERM or SIGINT."""
+def run_app(app: Starlette, listener: socket.socket, on_ready: Callable[[], None], ended: Future[None]) -> None:
+    """Serve an application on a socket that listens, until SIGTERM or SIGINT, or until what it serves has ended."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -139,7 +141,9 @@ def run_app(app: Starlette, listener: socket.socket, on_ready: Callable[[], None
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    _Server(config, on_ready).run(sockets=[listener])
+    server = _Server(config, on_ready)
+    ended.add_done_callback(lambda _: server.stop())
+    server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -152,6 +156,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    def stop(self) -> None:
+        """Answer what is under way, and return."""
+        self.should_exit = True
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
