@@ -76,7 +76,10 @@ class Deck(Generic[G]):
 
     def _short(self, wish: str) -> ConfigError:
         if not self._gpus:
-            return ConfigError(f"{wish}, and {self._where} has none: {self._why_none}", remedy=self._remedy)
+            return ConfigError(
+                f"{wish}, and {self._where} has none: {self._why_none}",
+                remedy="Take the device cpu, or start it where there are GPUs",
+            )
         taken = "; ".join(f"{holder} has {', '.join(map(str, numbers))}" for holder, numbers in self._dealt.items())
         whose = f" ({taken})" if taken and not self._shared else ""
         return ConfigError(f"{wish}, and {self._where} has {_gpus(len(self._gpus))}{whose}", remedy=self._remedy)
