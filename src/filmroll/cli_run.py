@@ -51,7 +51,7 @@ def orchestrator(context: typer.Context, config: File = None, run: Folder = None
 
     _log()
     found = _run(config, run, context.args)
-    begun, leads = found.begun, "sft" if found.command == "sft" else "train"
+    begun, leads = found.begun, _leader(found)
     _carry_out(resumed(found.path, leads) if begun else found, leads, resume=begun, apart=True)
 
 
@@ -96,12 +96,14 @@ def slurm(
     that has ended before its end.
     """
     from filmroll.run.cluster.slurm import submit, write_job
+    from filmroll.run.courses.course import check_command
     from filmroll.run.directory import RunDirectory
 
     if config is not None and run is None:
         found = RunDirectory.create(_loaded(config, run, context.args))
     else:
         found = _run(config, run, context.args)
+    check_command(found, _leader(found))
     try:
         script = write_job(found, found.config())
     except ConfigError:
@@ -179,6 +181,11 @@ def _carry_out(run: RunDirectory, command: str, *, resume: bool, apart: bool = F
         typer.echo(f"stopped at a checkpoint; {way} goes on")
         raise typer.Exit(STOPPED)
     typer.echo(display.conclusion(report))
+
+
+def _leader(run: RunDirectory) -> str:
+    """The command whose work an orchestrator does in it."""
+    return "sft" if run.command == "sft" else "train"
 
 
 def _run(config: str | None, run: Path | None, flags: list[str]) -> RunDirectory:

@@ -61,6 +61,17 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path, tiny_model: Path, word
     assert not directory.exists()
 
 
+def test_no_job_is_written_for_an_evaluation(tmp_path: Path) -> None:
+    """Its orchestrator would refuse it, once it had waited for its nodes."""
+    run = RunDirectory.create(configured(tmp_path))
+    with course(run, "eval"):
+        pass
+    done = filmroll_here("slurm", "--run", run.path)
+    assert done.returncode == 2
+    assert "the run of `filmroll eval`. It cannot be gone on with: start another" in done.stderr
+    assert not (run.path / "job.sh").exists()
+
+
 def configured(place: Path, steps: int = 1) -> Config:
     return Config.model_validate({"run": {"directory": str(place / "run")}, "rl": {"steps": steps}})
 

@@ -27,6 +27,7 @@ from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams
 from tests.command_line import filmroll_here
 from tests.run.test_child import gone
+from tests.run.test_train import wait_until
 
 FAILS = 2
 
@@ -84,14 +85,20 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_answers_where_people_are_told_and_ends_when_it_is_told(
-    tiny_model: Path, renderer: Renderer, images: Path, picture: Path
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_answers_where_people_or_programs_are_told_and_ends_when_it_is_told(
+    tiny_model: Path, renderer: Renderer, images: Path, picture: Path, as_json: bool
 ) -> None:
-    with serving(tiny_model, "--store", images, "--port", 0) as process:
+    with serving(tiny_model, "--store", images, "--port", 0, *(["--json"] if as_json else [])) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"serving {tiny_model.name} at http://127.0.0.1:")
-        url = line.split()[-1]
+        if as_json:
+            (row,) = said(process, 1)
+            url = row.pop("url")
+            assert row == {"replica": 0, "pid": process.pid, "model": tiny_model.name, "engine": "embedded"}
+        else:
+            line = process.stdout.readline()
+            assert line.startswith(f"serving {tiny_model.name} at http://127.0.0.1:")
+            url = line.split()[-1]
         with urlopen(f"{url}/health", timeout=60) as answer:  # noqa: S310 - our own server
             assert answer.status == 200
         assert len(tokens([url], renderer, picture)[0]) == 3
@@ -119,6 +126,22 @@ def test_replicas_answer_where_it_says_and_one_that_dies_ends_all_with_its_name(
     assert not any(psutil.pid_exists(row["pid"]) for row in rows)
     last = complaint.strip().splitlines()[-1]
     assert last.startswith("RunError: process replica 1 ended with status -9 (it last said: ")
+    assert "Traceback" not in complaint
+
+
+def test_a_second_signal_waits_for_no_replica(tiny_model: Path, images: Path) -> None:
+    """One that is stopped hears nothing; it would be waited for."""
+    with serving(tiny_model, "--replicas", 2, "--store", images, "--port", 0, "--json") as process:
+        stopped, other = (psutil.Process(row["pid"]) for row in said(process, 2))
+        stopped.suspend()
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: not other.is_running())
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+        wait_until(lambda: not stopped.is_running())
+    assert process.returncode == 130
+    assert complaint.splitlines()[-1] == "interrupted"
     assert "Traceback" not in complaint
 
 

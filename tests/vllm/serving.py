@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
+from filmroll.run.processes.child import leashed
 from tests.vllm.environment import PLACE, ROOT
 
 PYTHON = PLACE / "bin" / "python"
@@ -141,7 +142,8 @@ def serving(
     command += [] if told is None else ["--additional-config", json.dumps({"filmroll": told})]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *flags],
+            # However the tests end, a server does not outlive them.
+            leashed([*command, *flags]),
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **ENVIRONMENT, **environment},

@@ -105,18 +105,23 @@ def resumed(path: Path, command: str, file: Path | None = None, flags: Sequence[
     It keeps its configuration, but for what is movable: a file or flags may say that anew.
     """
     run = RunDirectory.open(path)
-    if (began := run.command) != command:
-        again = "It cannot be gone on with: start another"
-        raise ConfigError(
-            f"{path} is the run of `filmroll {began}`",
-            remedy=again if began == "eval" else f"Go on with it by `filmroll {began} --resume`",
-        )
+    check_command(run, command)
     run.mend()
     if file is not None or flags:
         given = run.config().model_dump(mode="json") if file is None else read_toml(file)
         wanted = build_config(given, list(flags), str(file or path))
         RunDirectory.same(path, wanted).move(wanted)
     return run
+
+
+def check_command(run: RunDirectory, command: str) -> None:
+    """A ConfigError where it is another command that has begun the run."""
+    if (began := run.command) != command:
+        again = "It cannot be gone on with: start another"
+        raise ConfigError(
+            f"{run.path} is the run of `filmroll {began}`",
+            remedy=again if began == "eval" else f"Go on with it by `filmroll {began} --resume`",
+        )
 
 
 def _build_tiny_model(folder: Path, seed: int) -> None:
