@@ -170,6 +170,14 @@ def test_a_checkpoint_goes_back_to_it(tiny_model: Path, store: Store, tmp_path: 
     assert_close(steps(host, store, 2), expected)
 
 
+def test_a_checkpoint_waits_for_the_gpu_that_the_model_is_on(tiny_model: Path, store: Store, tmp_path: Path) -> None:
+    """Of several, the first is the present one in every new thread."""
+    with pretended_gpu(), mock.patch.object(torch.cuda, "device", wraps=torch.cuda.device) as present:
+        learner = team(tiny_model, store, tmp_path, "cuda")
+        learner.save(Progress(0, 1))
+        present.assert_called_once_with(learner._trainer.model.device)
+
+
 def test_a_trainer_on_the_host_leaves_a_gpu_asleep(tiny_model: Path, store: Store, tmp_path: Path) -> None:
     with pretended_gpu(), mock.patch.object(torch.cuda, "get_rng_state", side_effect=AssertionError("it was woken")):
         learner = team(tiny_model, store, tmp_path, "cpu")

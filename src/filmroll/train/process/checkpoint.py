@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def save(
         tensors = _parameters(model) | _moments(model, optimizer) | _random_states(model, ranks)
         writer = HuggingFaceStorageWriter(str(draft), save_distributed=True)
         try:
-            with _quiet():
+            with _quiet(), _beside(model.device):
                 save_parts(tensors, storage_writer=writer, no_dist=ranks.count == 1)
         except CheckpointException as error:
             # Not of Python's Exceptions; torch tells every rank of whatever went wrong on one.
@@ -176,6 +176,11 @@ def _put_back(wanted: dict[str, torch.Tensor], model: Any, optimizer: torch.opti
         torch.set_rng_state(state)
     if (state := wanted.get(f"{_RANDOM}cuda/{ranks.rank}")) is not None:
         torch.cuda.set_rng_state(state, model.device)
+
+
+def _beside(device: torch.device) -> AbstractContextManager[object]:
+    """Torch copies what it saves while it goes on, and waits for the copies of the present GPU alone."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
