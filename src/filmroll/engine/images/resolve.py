@@ -92,7 +92,7 @@ def claims_of(
         _check_length(descriptor, modality or "", span, index)
     with named(f"features.mm_placeholders.{modality}" if modality else "token_ids"):
         check_placements(request.token_ids, [span.offset for span in spans], descriptors, family)
-        _check_apart(spans)
+        _check_apart(request.token_ids, spans, family)
     return Claims(tuple(descriptors), tuple(spans), references.texts, f"features.kwargs_data.{modality}")
 
 
@@ -130,10 +130,15 @@ def _check_length(descriptor: ImageDescriptor, modality: str, span: Placeholder,
         )
 
 
-def _check_apart(spans: list[Placeholder]) -> None:
-    """Models find an image's extent by runs of placeholder tokens: two that touch would be one."""
+def _check_apart(token_ids: Sequence[int], spans: Sequence[Placeholder], family: Family) -> None:
+    """A model that is told which tokens are an image's finds its extent by runs of them: two that touch would be one.
+
+    Others have such images side by side, or with what begins and ends an image between their runs.
+    """
+    pad = family.placeholders.image
     for index, (one, two) in enumerate(pairwise(spans), start=1):
-        if two.offset == one.offset + one.length:
+        end = one.offset + one.length
+        if family.forward.marks and two.offset == end and token_ids[end - 1] == pad == token_ids[end]:
             raise PlacementError("no token stands between it and the image before it", index=index)
 
 
