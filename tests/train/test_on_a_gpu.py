@@ -21,16 +21,18 @@ from filmroll.train.learning.objective import LossConfig
 from filmroll.train.learning.reference import Reference
 from filmroll.train.learning.trainer import Trainer
 from filmroll.train.process.team import Team
-from filmroll.train.step import Progress
+from filmroll.train.step import Dtype, Progress
 from tests.pretended_gpu import pretended_gpu
 from tests.train.album import lose
 from tests.train.every_case import CASES, SHOWN, Ground, gradients
 from tests.train.together import CONFIG, work
 
 
-def learnt(ground: Ground, model: Any, rows: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learnt(
+    ground: Ground, model: Any, rows: Any, dtype: Dtype = "float32"
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logprobs of the trained tokens and the gradients of their mean, as they are on the host."""
-    out = forward(model, ground.family, ground.batch(model, rows))
+    out = forward(model, ground.family, ground.batch(model, rows), dtype=dtype)
     assert out.receipt.consumed == sum(map(len, SHOWN))
     out.logprobs.mean().backward()
     found = gradients(model)
@@ -50,6 +52,22 @@ def test_every_model_type_learns_what_it_learns_on_the_host(case: str, tmp_path:
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_every_model_type_learns_it_in_bfloat16(case: str, tmp_path: Path) -> None:
+    """As a trainer does, by autocast, and with weights of that kind, as an engine may have them."""
+    torch.set_num_threads(1)
+    ground = Ground.of(case, tmp_path)
+    logprobs, expected = learnt(ground, load_model(ground.folder), ground.rows)
+    with pretended_gpu():
+        multiplied = learnt(ground, load_model(ground.folder, device="cuda"), ground.rows, "bfloat16")
+        kept = learnt(ground, load_model(ground.folder, device="cuda", dtype="bfloat16"), ground.rows)
+    for there, found in (multiplied, kept):
+        torch.testing.assert_close(there, logprobs, rtol=0, atol=0.05)
+        assert not torch.equal(there, logprobs)
+        assert found.keys() == expected.keys()
+    assert {value.dtype for value in multiplied[1].values()} == {torch.float32}
 
 
 DRESSES: dict[str, dict[str, Any]] = {
