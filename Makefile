@@ -7,7 +7,7 @@ WORKERS ?= 3
 DEVICE ?= cuda
 VLLM_VENV := $(VENV)-vllm$(addprefix -,$(VLLM))
 
-.PHONY: demo demo-control demo-vllm demo-tests test check lint test-faults test-gpu test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean
+.PHONY: demo demo-control demo-vllm demo-tests test check lint test-families test-faults test-gpu test-s3 test-slurm test-vllm test-vllm-families reliability attacks bench clean
 
 demo: $(READY)  ## train a tiny VLM on images that only travel as references
 	$(BIN)/filmroll train examples/color_codeword.toml
@@ -22,7 +22,7 @@ demo-tests: $(READY) $(VENV)-vllm/.ready  ## the demo on seeds 0 to 4, with vLLM
 	$(BIN)/python -m pytest -m demo -s tests/demo
 
 # Of more threads than processors, each burns its share of time in waiting for the others.
-check test-faults reliability: export OMP_NUM_THREADS := 1
+check test-families test-faults reliability: export OMP_NUM_THREADS := 1
 
 test: lint check  ## lint and all tests
 
@@ -37,6 +37,9 @@ lint: $(READY)  ## style, types, and which floor imports which
 
 test-faults: $(READY)  ## whole runs whose processes are killed, lost or told to end; some ten minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m faults --timeout 900 tests/run tests/train
+
+test-families: $(READY)  ## a whole short run of each model type, played, learnt and exported; some five minutes
+	$(BIN)/python -m pytest -n 2 -m families tests/run/test_every_family.py
 
 test-gpu: $(READY)  ## the equality tests and the training benchmark on a GPU, kept in benchmarks/results; DEVICE=cpu rehearses that
 	$(BIN)/python -m tests.on_a_gpu $(DEVICE)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from filmroll.environments.color_codeword import ColorCodeword, ColorCodewordConfig
-from filmroll.errors import ConfigError, EngineRefusedError, PlaceholderTextError
+from filmroll.errors import ConfigError, EngineRefusedError, PlaceholderTextError, RenderError
 from filmroll.render import load_renderer
 from filmroll.rollout import EngineClient, Environment, Episode, Score
 from filmroll.rollout.client import generate_request
@@ -15,6 +15,7 @@ from filmroll.rollout.worker import Played, RolloutTask, Worker
 from filmroll.store import open_store
 from filmroll.wire.generate import SamplingParams, encode
 from filmroll.wire.packed import pack, unpack
+from tests.families.cases import EVERY_CASE
 
 SAMPLING = SamplingParams(max_tokens=6)
 
@@ -200,3 +201,14 @@ def test_requests_grow_with_images_not_with_pixels(there):
     assert sizes[-1] < 64_000
     growth = np.diff(sizes)
     assert growth.max() - growth.min() < 64
+
+
+def test_a_teacher_whose_words_cannot_be_told_from_the_templates_is_an_error_that_says_what_helps(tmp_path):
+    """This template opens an answer otherwise once it is there than where it asks for one."""
+    (case,) = [one for one in EVERY_CASE if one.name == "gemma3-released"]
+    case.build(tmp_path / "model")
+    unclear = load_renderer(tmp_path / "model", open_store(tmp_path / "store"))
+    worker = Worker(ColorCodeword(ColorCodewordConfig()), unclear, client=None)
+    with pytest.raises(RenderError, match="does not tell which tokens") as told:
+        asyncio.run(worker.demonstrate(RolloutTask("d", 9, SAMPLING)))
+    assert "warmup.steps = 0" in told.value.remedy

@@ -119,7 +119,10 @@ class Worker:
         )
         tokens = [token for token, sampled in zip(rendered.logical, rendered.sampled, strict=True) if sampled]
         if not tokens:
-            raise RenderError("the text renderer does not say which tokens of an answer are sampled")
+            raise RenderError(
+                "the model's way of writing conversations does not tell which tokens of an answer are sampled",
+                remedy="Mark them by {% generation %} in its chat template, or do without demonstrations: warmup.steps = 0",
+            )
         return self.renderer.ended(tokens)
 
 
