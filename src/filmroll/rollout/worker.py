@@ -121,7 +121,7 @@ class Worker:
         if not tokens:
             raise RenderError(
                 "the model's way of writing conversations does not tell which tokens of an answer are sampled",
-                remedy="Mark them by {% generation %} in its chat template, or do without demonstrations: warmup.steps = 0",
+                remedy="Mark them by {% generation %} in its chat template, or do without a teacher: warmup.steps = 0",
             )
         return self.renderer.ended(tokens)
 
