@@ -55,6 +55,10 @@ class Disk:
     def make_room(self) -> None:
         (self.folder / BALLAST).unlink()
 
+    def close(self) -> None:
+        """From now on it can be read alone."""
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+
     def unmount(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 

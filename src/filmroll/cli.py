@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -16,7 +17,7 @@ from filmroll.cli_run import FIELDS, roles_app
 from filmroll.cli_serve import MORE_FLAGS, serve
 from filmroll.cli_store import store_app
 from filmroll.durable import FULL_STATUS, disk_full, says_full
-from filmroll.errors import ConfigError, DiskFullError, FilmrollError
+from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
 from filmroll.run.processes.ending import ToldToEnd
 
 app = typer.Typer(
@@ -32,6 +33,8 @@ app.command(context_settings=MORE_FLAGS)(serve)
 
 EXTRAS = frozenset({"matplotlib", "obstore", "safetensors", "starlette", "torch", "transformers", "uvicorn"})
 """Modules that come with filmroll[all] and not with filmroll alone."""
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""What a system says of files that are not for us."""
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 app.command("eval", context_settings=FIELDS)(evaluate)
@@ -92,7 +95,7 @@ def tiny_model(
 
 
 def main() -> None:
-    """Run a command; an error of filmroll's own, and a full disk, is one line, not a traceback."""
+    """Run a command; an error of filmroll's own, and a disk that is full or not ours, is one line, not a traceback."""
     try:
         app()
     except FilmrollError as error:
@@ -108,9 +111,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not says_full(error):
+        if says_full(error):
+            _complain(disk_full(error))
+        if not isinstance(error, OSError) or error.errno not in DENIED:
             raise
-        _complain(disk_full(error))
+        _complain(RunError(f"a file cannot be had: {error.strerror}", private=str(error.filename)))
 
 
 def _complain(error: FilmrollError) -> NoReturn:

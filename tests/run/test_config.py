@@ -119,6 +119,12 @@ def test_it_says_what_a_field_must_be_and_what_it_is(tmp_path, text, said):
     assert "Input" not in str(refusal.value)
 
 
+def test_a_file_may_come_from_any_editor(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_bytes(b"\xef\xbb\xbf[rl]\r\nsteps = 7\r\n")
+    assert load_config(file, []).rl.steps == 7
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml"):
         load_config(tmp_path / "none.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from filmroll.run.config import Config, load_config
 from filmroll.run.courses.course import course
 from filmroll.run.directory import RunDirectory
 from tests.command_line import filmroll_here
+from tests.disks import small_disk
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAIN, LEARN = EXAMPLES / "color_codeword.toml", EXAMPLES / "color_names.toml"
@@ -31,6 +33,8 @@ ROWS = [
         (["train", TRAIN, "--model", "{gone}"], "the model is not a folder"),
         (["train", TRAIN, "--model", "{empty}"], "has no config.json"),
         (["train", TRAIN, "--model", "{strange}"], "UnknownFamilyError"),
+        (["train", TRAIN, "--model", "{mute}"], "tokenizer.json is missing"),
+        (["eval", "{mute}", "color_codeword"], "tokenizer.json is missing"),
         (["train", TRAIN, "--model", "{model}", "--render.options.nope", "1"], "nope"),
         (["train", TRAIN, "--model", "{model}", "--run.env_vars.VF_RENDERER_IMAGE_OFFLOAD_DIR", "/x"], "OFFLOAD_DIR"),
         (["orchestrator", TRAIN, "--model", "{gone}"], "the model is not a folder"),
@@ -48,9 +52,12 @@ def test_what_is_refused_leaves_no_folder(tmp_path: Path, tiny_model: Path, word
         (tmp_path / name).mkdir()
     (tmp_path / "strange" / "config.json").write_text('{"model_type": "strange"}')
     (tmp_path / "strange" / "preprocessor_config.json").write_text('{"image_processor_type": "Strange"}')
+    shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*.json"))
     for number, messages in enumerate(ROWS):
         (tmp_path / "rows" / f"{number}.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    places = {"model": tiny_model, "gone": tmp_path / "gone"} | {name: tmp_path / name for name in ("empty", "strange")}
+    places = {"model": tiny_model, "gone": tmp_path / "gone"} | {
+        name: tmp_path / name for name in ("empty", "strange", "mute")
+    }
     given = [str(word).format(rows=tmp_path / "rows", **places) for word in words]
     directory = tmp_path / "runs" / "one"
     held_out = ["--data.held_out_path", ""] if words[0] == "sft" else []
@@ -120,3 +127,26 @@ def test_who_comes_early_waits_for_the_next_try(tmp_path: Path) -> None:
         there_will_be(first.path, impatient)
     RunDirectory.at(configured(tmp_path, 5))
     assert there_will_be(first.path, configured(tmp_path, 5)).config().rl.steps == 5
+
+
+def test_a_place_that_can_only_be_read_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    """And what only reads works there."""
+    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+        run = RunDirectory.create(configured(disk.folder))
+        with course(run, "train"):
+            pass
+        append_line(run.metrics_file, b'{"torn')
+        disk.close()
+        for words in (
+            ("train", TRAIN, "--model", tiny_model, "--run.directory", disk.folder / "other"),
+            ("train", "--resume", run.path),
+            ("orchestrator", "--run", run.path),
+            ("slurm", "--run", run.path, "--dry-run"),
+            ("report", run.path),
+            ("tiny-model", disk.folder / "model"),
+        ):
+            done = filmroll_here(*words)
+            assert done.returncode in (1, 2), (words, done.stderr)
+            assert len(done.stderr.splitlines()) == 1
+            assert "Read-only file system" in done.stderr, (words, done.stderr)
+        assert "has no recorded rollouts" in filmroll_here("rollouts", "show", run.path).stderr

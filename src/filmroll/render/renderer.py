@@ -222,10 +222,9 @@ def load_renderer(
     return Renderer(text, tokenizer, family, store, typed=typed, max_tokens=max_tokens, process=process)
 
 
-def check_options(model_dir: str | Path, options: Mapping[str, Any]) -> None:
-    """ConfigError where `load_renderer` would not take these options for that checkpoint."""
-    if options:
-        _load_text(model_dir, load_family(model_dir), TextTokenizer.load(model_folder(model_dir)), options)
+def check_text(model_dir: str | Path, options: Mapping[str, Any]) -> None:
+    """The error of `load_renderer` where it would not take these options, or this checkpoint's tokenizer."""
+    _load_text(model_dir, load_family(model_dir), TextTokenizer.load(model_folder(model_dir)), options)
 
 
 def _load_text(

@@ -287,7 +287,8 @@ def saved_config(path: Path) -> Config:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a file says, unchecked."""
     try:
-        return tomllib.loads(path.read_text())
+        # Some editors begin a file with a mark that is no part of it.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

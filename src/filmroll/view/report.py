@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def write_report(run: Path, *, control: Path | None = None) -> Path:
             raise disk_full(error, "the report", path) from error
         raise RunError(f"the report cannot be written: {error.strerror}", private=str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from filmroll.durable import FULL_STATUS, disk_full, free_at, says_full
 from filmroll.errors import ConfigError, DiskFullError, FilmrollError, RunError
 from filmroll.families import Family, load_family
-from filmroll.render.renderer import check_options
+from filmroll.render.renderer import check_text
 from filmroll.run.config import TINY, Config, build_config, read_toml
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.roles import model_dir
@@ -95,7 +95,7 @@ def ready_model(run: RunDirectory, config: Config) -> Family:
     launched_variables(run, config)
     if config.model == TINY:
         _build_tiny_model(run.model, config.seed)
-    check_options(model_dir(run, config), config.render.options)
+    check_text(model_dir(run, config), config.render.options)
     return load_family(model_dir(run, config))
 
 
