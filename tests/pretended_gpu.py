@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +25,7 @@ from torch.optim import optimizer
 from torch.utils import _device as default_device
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("cuda", 0)
 HOST, META = torch.device("cpu"), torch.device("meta")
@@ -127,7 +128,7 @@ class OnDevice(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        watched = next(one.watched for one in tree_leaves((args, kwargs)) if isinstance(one, OnDevice))
+        watched = next(one.watched for one in _leaves((args, kwargs)) if isinstance(one, OnDevice))
         return _Operation(watched, func, args, dict(kwargs or {})).result()
 
 
@@ -147,7 +148,7 @@ class _Operation:
 
     def __init__(self, watched: Watched, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self._watched, self._func, self._args, self._kwargs = watched, func, args, kwargs
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        tensors = [one for one in _leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         self._device = [one for one in tensors if isinstance(one, OnDevice)]
         self._host = [one for one in tensors if not isinstance(one, OnDevice)]
 
@@ -156,7 +157,7 @@ class _Operation:
             return self._func(*self._args, **self._kwargs)
         if self._func in COPIES:
             return self._copied()
-        if self._func._can_decompose():
+        if _decomposes(self._func):
             # In inference mode torch leaves it to whoever dispatches.
             with _Making(self._watched):
                 return self._func.decompose(*self._args, **self._kwargs)
@@ -216,7 +217,7 @@ class _Operation:
             self._kwargs["device"] = HOST
         if on_device:
             self._kwargs.pop("pin_memory", None)
-        args, kwargs = tree_map_only(OnDevice, lambda one: one.held, (self._args, self._kwargs))
+        args, kwargs = _held((self._args, self._kwargs))
         if on_device and self._func is aten.histc.default:
             # CUDA counts whole numbers; the CPU has no kernel for it.
             args = (args[0].float(), *args[1:])
@@ -245,6 +246,32 @@ class _Operation:
         finally:
             self._watched.random = torch.get_rng_state()
             torch.set_rng_state(before)
+
+
+@cache
+def _decomposes(func: Any) -> bool:
+    decomposes: bool = func._can_decompose()
+    return decomposes
+
+
+# As of torch's pytrees, at a part of their cost: this is done for every operation.
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _held(value: Any) -> Any:
+    """The same with the numbers of what is on the device."""
+    if isinstance(value, OnDevice):
+        return value.held
+    if isinstance(value, list | tuple):
+        return type(value)(map(_held, value))
+    return {name: _held(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 @contextmanager
