@@ -131,10 +131,8 @@ class SupervisedJob(Job):
 def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
     job = Job(slurm, tmp_path / "run", model, "--rl.steps", "6", "--trainer.ranks", "2")
     job.until(lambda: len(job.events("joined")) == 4)
-    seen = {name: job.process("role", name).environ()["CUDA_VISIBLE_DEVICES"] for name in ("engine-0", "engine-1")}
-    assert seen == {"engine-0": "0", "engine-1": "1"}
-    assert job.process("role", "trainer").environ()["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert job.process("role", "worker").environ()["CUDA_VISIBLE_DEVICES"] == ""
+    for name in ("engine-0", "engine-1", "trainer", "worker"):
+        assert job.process("role", name).environ()["CUDA_VISIBLE_DEVICES"] == "", "they are on CPUs"
     assert job.ended() == "COMPLETED", job.log()[-4000:]
     job.whole(6)
     assert [row["version"] for row in rows(job.folder, "rl")] == [1, 2, 3, 4, 5, 6]
@@ -143,13 +141,51 @@ def test_a_run_over_two_hosts_comes_to_its_end(slurm, tmp_path, model):
     assert "mean reward over the last" in job.log()
 
 
+SHOWING = """\
+#!/bin/bash
+seen=$(dirname "$0")/seen
+if [ "$3" = orchestrator ]; then
+    until [ "$(ls "$seen" | wc -l)" -eq 5 ]; do sleep 0.2; done
+    exit
+fi
+name=$3
+[ "$4" = --name ] && name=$5
+printf '%s %s' "$SLURMD_NODENAME" "$CUDA_VISIBLE_DEVICES" >"$seen/$name"
+"""
+"""In filmroll's place: each process but the orchestrator says what it sees, and ends."""
+
+
+def test_each_process_sees_the_gpus_of_its_node_that_it_was_dealt(slurm, tmp_path, model):
+    """The nodes have files for GPUs, and no GPUs."""
+    folder, showing, seen = tmp_path / "run", tmp_path / "showing", tmp_path / "seen"
+    seen.mkdir()
+    showing.write_text(SHOWING)
+    showing.chmod(0o755)
+    slurm.run(
+        *command("slurm", str(EXAMPLE), "--run", str(folder), "--model", str(model), "--dry-run"),
+        *("--cluster.network", NETWORK, "--slurm.nodes", "2", "--slurm.gpus_per_node", "2"),
+        *("--trainer.device", "cuda", "--trainer.ranks", "2", "--trainer.nodes", "2"),
+        *("--engine.device", "cuda", "--engine.replicas", "2"),
+    )
+    script = folder / "job.sh"
+    script.write_text(re.sub(r"^PYTHON=.*$", f"PYTHON={showing}", script.read_text(), flags=re.MULTILINE))
+    number = slurm.run("sbatch", "--parsable", str(script)).strip()
+    wait_until(lambda: slurm.state(number) == "COMPLETED", PATIENCE_S)
+    assert {one.name: one.read_text() for one in seen.iterdir()} == {
+        "trainer-0": "n1 0",
+        "trainer-1": "n2 0",
+        "engine-0": "n1 1",
+        "engine-1": "n2 1",
+        "worker": "n1 ",
+    }
+
+
 def test_a_trainer_with_a_rank_on_either_host_comes_to_its_end(slurm, tmp_path, model):
     job = Job(slurm, tmp_path / "run", model, "--rl.steps", "12", "--trainer.ranks", "2", "--trainer.nodes", "2")
     job.until(lambda: len(job.events("joined")) == 5)
     job.until(lambda: job.steps() >= 1)
     for rank in (0, 1):
         told = job.rank(rank)
-        assert told["CUDA_VISIBLE_DEVICES"] == "0"
         assert (told["LOCAL_RANK"], told["GLOO_SOCKET_IFNAME"]) == ("0", "eth0")
         assert told["MASTER_ADDR"] == "10.77.0.11"
     assert job.ended() == "COMPLETED", job.log()[-4000:]
