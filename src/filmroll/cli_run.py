@@ -48,11 +48,16 @@ def orchestrator(context: typer.Context, config: File = None, run: Folder = None
     under way, at a checkpoint, with status 75; SIGTERM and Ctrl-C end it now. The others end with it.
     """
     from filmroll.run.courses.course import resumed
+    from filmroll.run.lead import lead
 
     _log()
     found = _run(config, run, context.args)
     begun, leads = found.begun, _leader(found)
-    _carry_out(resumed(found.path, leads) if begun else found, leads, resume=begun, apart=True)
+    if begun:
+        found = resumed(found.path, leads, apart=True)
+    else:
+        lead(found, apart=True)
+    _carry_out(found, leads, resume=begun, apart=True)
 
 
 @roles_app.command(context_settings=FLAGS)
@@ -141,6 +146,7 @@ def _here(command: str, config: str | None, flags: list[str], resume: Path | Non
     from filmroll.run.config import help_text
     from filmroll.run.courses.course import resumed
     from filmroll.run.directory import RunDirectory
+    from filmroll.run.lead import lead
 
     if "--help" in (config, *flags) or (config is None and resume is None):
         fields = help_text(f"filmroll {command} CONFIG.toml")
@@ -148,6 +154,7 @@ def _here(command: str, config: str | None, flags: list[str], resume: Path | Non
         return
     if resume is None:
         run = RunDirectory.create(_loaded(config, None, flags))
+        lead(run)
     elif _is_file(config):
         run = resumed(resume, command, Path(config), flags)
     else:

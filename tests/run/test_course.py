@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,41 @@ def test_a_flag_may_stand_where_the_file_could_and_is_read_as_it_is(tmp_path: Pa
     for words in (["--run.control=runs//one/"], ["--run.control", "runs//one/"]):
         assert "run.control is '' there and 'runs//one/' here" in said("train", "--resume", str(run.path), *words)
     assert "--rl.steps stands where the TOML file should. Name the file first\n" in said("train", "--rl.steps", "3")
+
+
+def test_a_run_that_somebody_leads_is_left_alone(tmp_path: Path) -> None:
+    """Whoever came second would take away what the first is about to write."""
+    run = made(tmp_path)
+    with course(run, "train"):
+        pass
+    draft = run.weights / ".step_1-half"
+    draft.mkdir()
+    code = f"""
+from pathlib import Path
+from filmroll.run.courses.course import resumed
+run = resumed(Path({str(run.path)!r}), "train")
+print("leads", flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "leads\n"
+        draft.mkdir()
+        for words in (("train", "--resume", run.path), ("orchestrator", "--run", run.path)):
+            done = filmroll_here(*words)
+            assert done.returncode == 2
+            assert f"process {first.pid} of {socket.gethostname()} is at work in {run.path}" in done.stderr
+        assert draft.exists()
+        # However it ends, nobody has to clear anything away.
+        first.kill()
+    assert resumed(run.path, "train").path == run.path
+    assert not draft.exists()
+
+
+def test_orchestrators_take_over_from_each_other(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    first = resumed(run.path, "train", apart=True)
+    second = resumed(run.path, "train", apart=True)
+    assert first.path == second.path
+    with pytest.raises(ConfigError, match="is at work in"):
+        resumed(run.path, "train")

@@ -34,7 +34,7 @@ MOVABLE = frozenset(
 class RunDirectory:
     """`config.json`, `manifest`, `events.jsonl`, `metrics.jsonl`, `rollouts/`, `assets/images/`, `weights/`,
     `checkpoints/`, `samples/`, `processes/`, `logs/`, `model/`, `reference/`,
-    `report.html`.
+    `report.html`, and `lead`, which whoever leads it holds.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,6 +15,7 @@ from filmroll.families import Family, load_family
 from filmroll.render.renderer import check_text
 from filmroll.run.config import TINY, Config, build_config, read_toml
 from filmroll.run.directory import RunDirectory
+from filmroll.run.lead import lead
 from filmroll.run.members.roles import model_dir
 from filmroll.run.processes.ending import Ending, ToldToEnd
 from filmroll.run.processes.variables import launched_variables
@@ -99,13 +100,16 @@ def ready_model(run: RunDirectory, config: Config) -> Family:
     return load_family(model_dir(run, config))
 
 
-def resumed(path: Path, command: str, file: Path | None = None, flags: Sequence[str] = ()) -> RunDirectory:
-    """The run in this folder, ready to be gone on with by the command that began it.
+def resumed(
+    path: Path, command: str, file: Path | None = None, flags: Sequence[str] = (), *, apart: bool = False
+) -> RunDirectory:
+    """The run in this folder, ready to be gone on with by the command that began it, and led by this process.
 
     It keeps its configuration, but for what is movable: a file or flags may say that anew.
     """
     run = RunDirectory.open(path)
     check_command(run, command)
+    lead(run, apart=apart)
     run.mend()
     if file is not None or flags:
         given = run.config().model_dump(mode="json") if file is None else read_toml(file)
