@@ -60,11 +60,14 @@ def serve(
 
     What stands after -- goes to vLLM as it is: filmroll serve MODEL --engine vllm -- --dtype bfloat16
     """
+    from filmroll.run.processes.ending import Ending
     from filmroll.run.serving.offer import Offer, take_ports
     from filmroll.run.serving.serve import serve as run_replicas
 
     if engine is Kind.EMBEDDED and context.args:
         raise ConfigError(f"{context.args[0]!r} is nothing that the embedded engine knows", remedy="See --help")
+    # While a model is loaded; what serves then hears for itself.
+    Ending().listen()
     called = name or Path(model).name
     offer = Offer(model, called, store, store_cache, weights, host, take_ports(host, port, replicas))
     offer.check()

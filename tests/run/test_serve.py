@@ -109,6 +109,17 @@ def test_one_answers_where_people_or_programs_are_told_and_ends_when_it_is_told(
     assert "Traceback" not in complaint
 
 
+def test_told_to_end_while_its_model_is_loaded_it_says_so_and_ends(tiny_model: Path, images: Path) -> None:
+    with serving(tiny_model, "--store", images, "--port", 0) as process:
+        wait_until(lambda: any("torch" in one.path for one in psutil.Process(process.pid).memory_maps()))
+        process.send_signal(signal.SIGTERM)
+        output, complaint = process.communicate(timeout=150)
+    # Where the machine was quick, it served by then.
+    served = "serving" in output
+    assert process.returncode == (0 if served else 128 + signal.SIGTERM)
+    assert served or complaint.splitlines() == ["ended by SIGTERM"]
+
+
 def test_replicas_answer_where_it_says_and_one_that_dies_ends_all_with_its_name(
     tiny_model: Path, renderer: Renderer, images: Path, picture: Path
 ) -> None:
