@@ -5,6 +5,7 @@ Two workers share its layers, as on two GPUs. A single one takes weights in `tes
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import threading
@@ -36,7 +37,8 @@ FLAGS = (
     *("--middleware", "tests.vllm.breaking.breaking"),
     *("--tensor-parallel-size", "2", "--worker-extension-cls", "tests.vllm.breaking.Breakable"),
 )
-BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+PROCESSORS = sorted(os.sched_getaffinity(0))
+BOUND = {"VLLM_CPU_OMP_THREADS_BIND": f"{PROCESSORS[0]}|{PROCESSORS[-1]}"}
 """Which processor each worker has; by itself vLLM would want two of the kind that have memory of their own."""
 VERSIONS = (1, 2, 3, 5)
 
