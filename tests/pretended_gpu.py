@@ -82,7 +82,9 @@ class Watched:
 
     def wait(self, what: object) -> None:
         frame = sys._getframe()
-        while frame.f_back is not None and not re.search("/filmroll/|/tests/.*/test_", frame.f_code.co_filename):
+        while frame.f_back is not None and not re.search(
+            "/(src|site-packages)/filmroll/|/tests/.*/test_", frame.f_code.co_filename
+        ):
             frame = frame.f_back
         self.waits.append(f"{what} at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 

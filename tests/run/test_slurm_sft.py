@@ -34,7 +34,8 @@ def test_engines_that_would_not_fit_are_not_counted(tmp_path: Path) -> None:
     """The trainer has all GPUs of its nodes, and engines are of no concern."""
     sections = {
         "slurm": {"nodes": 2, "gpus_per_node": 4, "engine_nodes": [9]},
-        "trainer": {"ranks": 8, "nodes": 2},
+        "trainer": {"ranks": 8, "nodes": 2, "device": "cuda"},
+        "engine": {"device": "cuda"},
         "cluster": {"network": "hostname"},
     }
     run, config = made(tmp_path, **sections)
@@ -42,8 +43,8 @@ def test_engines_that_would_not_fit_are_not_counted(tmp_path: Path) -> None:
         "step trainer-0 0 0,1,2,3 trainer --name trainer-0",
         "step trainer-1 1 0,1,2,3 trainer --name trainer-1",
     ]
-    with pytest.raises(ConfigError, match="trainer would need GPU 2 of node 0, which has 1"):
-        job_script(*made(tmp_path / "two", slurm={"gpus_per_node": 1}, trainer={"ranks": 2}))
+    with pytest.raises(ConfigError, match="trainer is to have 2 GPUs, and node 0 has 1 GPU"):
+        job_script(*made(tmp_path / "two", slurm={"gpus_per_node": 1}, trainer={"ranks": 2, "device": "cuda"}))
 
 
 def test_whose_run_it_is_stays_so_when_it_is_submitted_again(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ NAMES = {
     "vllm.v1.engine.async_llm:AsyncLLM.finish_weight_update": ["weight_version"],
     "vllm.v1.engine.async_llm:AsyncLLM.update_weight_version": ["new_version"],
     "vllm.v1.engine.async_llm:AsyncLLM.get_weight_version": [],
+    "vllm.distributed.parallel_state:get_world_group": [],
     "vllm.distributed.weight_transfer.factory:WeightTransferEngineFactory.register_engine": [
         "name",
         "module_path_or_cls",
@@ -82,6 +83,8 @@ NAMES = {
 """What is relied on, and the parameters that are passed or read; None for what is no function."""
 
 SOURCES = {
+    "vllm.v1.executor.multiproc_executor:MultiprocExecutor.collective_rpc": "for mq in response_mqs:",
+    "vllm.distributed.parallel_state:GroupCoordinator.__init__": "self.rank_in_group = ",
     "vllm.entrypoints.serve.exception_handling.register:init_exception_handler": (
         "app.exception_handler(RequestValidationError)(validation_exception_handler)"
     ),
