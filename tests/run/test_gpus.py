@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from filmroll.run.members.member import Here
 from filmroll.run.members.names import engine_names, trainer_names
 from filmroll.run.processes.gpus import SEEN, visible_gpus
 from filmroll.run.serving.offer import Offer
+from tests.command_line import filmroll_here
 from tests.run.test_train import EXAMPLE, command
 
 CUDA = {"device": "cuda"}
@@ -154,15 +154,15 @@ def test_processes_find_it_in_their_environment(tmp_path):
     assert "--tensor-parallel-size 2" in first
 
 
-def test_a_command_that_wants_more_than_there_are_is_refused_before_anything_starts(tmp_path):
+def test_a_command_that_wants_more_than_there_are_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv(SEEN, "0")
     run = tmp_path / "run"
-    done = subprocess.run(
-        command("train", EXAMPLE, "--trainer.device", "cuda", "--engine.device", "cuda", "--run.directory", run),
-        capture_output=True, text=True, env=os.environ | {SEEN: "0"}, timeout=100,
-    )  # fmt: skip
+    done = filmroll_here(
+        "train", EXAMPLE, "--trainer.device", "cuda", "--engine.device", "cuda", "--run.directory", run
+    )
     assert done.returncode == 2
     assert "engine is to have 1 GPU, and this machine has 1 GPU (trainer has 0)" in done.stderr
-    assert not list(run.glob("logs/*"))
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(
