@@ -35,8 +35,8 @@ UPDATE, INFO = "/inference/v1/update_weights", "/inference/v1/weight_info"
 FLAGS = (
     *("--weight-transfer-config", '{"backend": "filmroll"}'),
     *("--middleware", "tests.vllm.breaking.breaking"),
-    *("--tensor-parallel-size", "2", "--worker-extension-cls", "tests.vllm.breaking.Breakable"),
 )
+WORKERS = ("--tensor-parallel-size", "2", "--worker-extension-cls", "tests.vllm.breaking.Breakable")
 PROCESSORS = sorted(os.sched_getaffinity(0))
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": f"{PROCESSORS[0]}|{PROCESSORS[-1]}"}
 """Which processor each worker has; by itself vLLM would want two of the kind that have memory of their own."""
@@ -55,7 +55,7 @@ def trainer(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def started(desk: Desk, trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "vllm.log"
     told = {"store": str(desk.store_dir), "cache_bytes": 0, "weights": str(trainer.folder)}
-    with serving(desk.model, desk.outside, log, told, FLAGS, BOUND) as server:
+    with serving(desk.model, desk.outside, log, told, (*FLAGS, *WORKERS), BOUND) as server:
         assert server.get(INFO).body == {"version": 0}
         yield server
 
