@@ -5,6 +5,7 @@ Imports vllm, so only a process of vLLM's own imports this.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ from filmroll.engine.weights import load_checked
 from filmroll.errors import ConfigError, EngineUnavailableError, WeightsError
 
 log = logging.getLogger(__name__)
+_FAREWELL = 5.0
+"""Seconds in which a server that has to end may answer whom it can."""
 
 
 @dataclass
@@ -87,6 +90,8 @@ class Engine:
         """Have the server end, and nothing be sampled any more."""
         self._ended = True
         os.kill(os.getpid(), signal.SIGTERM)
+        # By itself it would wait for those who wait for its answers, for as long as they do.
+        asyncio.get_running_loop().call_later(_FAREWELL, os._exit, 1)
 
     async def name(self, version: int) -> None:
         """Call the weights in use this in answers."""
