@@ -167,7 +167,7 @@ def _carry_out(run: RunDirectory, command: str, *, resume: bool, apart: bool = F
     from filmroll.run.courses.course import way_on
     from filmroll.run.courses.orchestrator import train
     from filmroll.run.courses.sft import sft
-    from filmroll.run.directory import newest_run
+    from filmroll.run.places import newest_run
     from filmroll.run.processes.ending import STOPPED, Ending
     from filmroll.view.display import Display
     from filmroll.view.report import closing_report
@@ -206,8 +206,8 @@ def _run(config: str | None, run: Path | None, flags: list[str]) -> RunDirectory
 
 def _join(role: str, name: str, config: str | None, run: Path | None, flags: list[str]) -> None:
     from filmroll.run.cluster.join import join, there_will_be
-    from filmroll.run.directory import fixed_place
     from filmroll.run.members.names import names_of
+    from filmroll.run.places import fixed_place
 
     _log()
     if config is None:

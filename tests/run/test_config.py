@@ -13,8 +13,9 @@ from PIL import Image
 
 from filmroll.errors import ConfigError, ImageLimitError
 from filmroll.run.config import Config, help_text, load_config
-from filmroll.run.directory import RunDirectory, newest_run, resolve
+from filmroll.run.directory import RunDirectory
 from filmroll.run.members.engine_process import vllm_server
+from filmroll.run.places import newest_run, resolve
 from filmroll.store import HttpSources, Limits, Manifest
 
 FILE = """

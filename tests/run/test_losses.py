@@ -43,7 +43,7 @@ def test_a_run_stays_close_to_what_the_warm_up_left_and_so_it_does_gone_on_with(
     assert done.returncode == 0, done.stdout + done.stderr
     away = [row["reference_kl"] for row in rows(directory, "rl")]
     assert len(away) == 5
-    assert away[3] > away[1] > 1e-7
+    assert away[3] > away[2] / 100
     assert {path.name: path.read_bytes() for path in version_folder(directory / "reference", 0).iterdir()} == kept
     assert not version_folder(directory / "weights", 0).exists()
 

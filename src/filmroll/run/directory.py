@@ -8,27 +8,19 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filmroll.durable import append_line, room_for, write_whole
 from filmroll.errors import ConfigError, RunError
-from filmroll.families.hub import is_hub_name
-from filmroll.run.config import TINY, Config, saved_config
-from filmroll.run.engine_config import EngineConfig
+from filmroll.run.config import Config, saved_config
+from filmroll.run.movable import MOVABLE, differences, moved
 from filmroll.run.network import own_address
+from filmroll.run.places import fixed_place, resolve, settled
 from filmroll.store import HttpSources, Limits, Store, open_store
 from filmroll.store.ingest.sources import path_of
 from filmroll.store.keys import named_object
 from filmroll.store.nowhere import URL as INLINE_URL
-
-RUN_ID = "${RUN_ID}"
-"""Stands for the run's name in a configured path."""
-MOVABLE = frozenset(
-    {"trainer.ranks", "trainer.nodes", "trainer.device", "engine.device", "engine.gpus", "run.share_gpus", "slurm"}
-)
-"""What may be another each time a run is gone on with: by how many processes and where, not what they compute."""
 
 
 class RunDirectory:
@@ -88,12 +80,12 @@ class RunDirectory:
         What is movable may differ.
         """
         run = cls.open(path)
-        theirs, ours = run.config().model_dump(), _resolved(config, run.path).model_dump()
-        if other := list(_differences(theirs, ours)):
+        theirs, ours = run.config().model_dump(), settled(config, run.path).model_dump()
+        if other := list(differences(theirs, ours)):
             raise ConfigError(
                 f"the run in {path} is configured otherwise: {'; '.join(other)}",
                 remedy="Give the file and the flags that it was begun with, or name another folder; "
-                "only trainer.ranks, trainer.nodes and [slurm] may change",
+                f"only {', '.join(sorted(MOVABLE))} may change",
             )
         return run
 
@@ -112,7 +104,7 @@ class RunDirectory:
                 for folder in (run.rollouts, run.weights, run.checkpoints, run.processes, run.logs):
                     folder.mkdir()
                 run._name_manifest()
-                _write_text(run.config_file, _resolved(config, path).model_dump_json(indent=2))
+                _write_text(run.config_file, settled(config, path).model_dump_json(indent=2))
         except BaseException:
             run.discard()
             raise
@@ -123,7 +115,7 @@ class RunDirectory:
         """As if nothing had been tried here."""
         for trace in (self.events_file, self.data_file):
             trace.unlink(missing_ok=True)
-        _write_text(self.config_file, _resolved(config, self.path).model_dump_json(indent=2))
+        _write_text(self.config_file, settled(config, self.path).model_dump_json(indent=2))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -185,22 +177,13 @@ class RunDirectory:
 
     def moved(self, config: Config) -> Config:
         """The run's configuration, with what is movable as this one has it."""
-        now = self.config()
-        for name in MOVABLE:
-            section, _, field = name.partition(".")
-            ours, theirs = getattr(now, section), getattr(config, section)
-            if not field:
-                ours = theirs
-            elif hasattr(ours, field) and hasattr(theirs, field):
-                ours = ours.model_copy(update={field: getattr(theirs, field)})
-            now = now.model_copy(update={section: ours})
-        return now
+        return moved(self.config(), config)
 
     def move(self, config: Config) -> None:
         """Go on so from now on."""
-        moved = self.moved(config)
-        if moved != self.config():
-            _write_text(self.config_file, moved.model_dump_json(indent=2))
+        now = self.moved(config)
+        if now != self.config():
+            _write_text(self.config_file, now.model_dump_json(indent=2))
 
     def store_url(self, config: Config) -> str:
         """Where this run's images are; every process asks here."""
@@ -276,85 +259,6 @@ class RunDirectory:
         """After the folder, for people; apart from all others, because runs on many hosts may share a store."""
         name = re.sub(r"[^a-z0-9._-]+", "-", self.path.name.lower()).lstrip(".")[:80]
         _write_text(self.manifest_file, f"{name or 'run'}-{secrets.token_hex(4)}\n")
-
-
-def fixed_place(config: Config) -> Path:
-    """The configured folder, where it is the same one whoever asks."""
-    wanted = config.run.directory
-    if RUN_ID in wanted and not os.environ.get("RUN_ID"):
-        raise ConfigError(
-            f"run.directory {wanted!r} is another folder for each process that asks, because RUN_ID is not set",
-            remedy="Give --run FOLDER, or set RUN_ID to the same name for all",
-        )
-    return resolve(wanted)
-
-
-def newest_run(path: str) -> Path | None:
-    """The newest of the runs that were given this directory, each with the number it was given."""
-    wanted = resolve(path)
-    runs = [one for one in wanted.parent.glob(f"{wanted.name}*") if (one / "config.json").is_file()]
-    numbered = [one for one in runs if one == wanted or one.name.removeprefix(f"{wanted.name}-").isdecimal()]
-    return max(numbered, key=lambda one: (one / "config.json").stat().st_mtime, default=None)
-
-
-def _resolved(config: Config, path: Path) -> Config:
-    """The configuration without anything that would mean another place from another folder."""
-    chosen = config.multimodal
-    places = {
-        "store": _place(chosen.store, run_id=path.name) if chosen.store else "",
-        "cache": str(resolve(chosen.cache, run_id=path.name)) if chosen.cache else "",
-    }
-    sections = {
-        "run": config.run.model_copy(update={"directory": str(path)}),
-        "multimodal": chosen.model_copy(update=places),
-        "engine": _placed(config.engine, run_id=path.name),
-        "model": _model(config.model, run_id=path.name),
-        "loss": config.loss.model_copy(
-            update={"reference": config.loss.reference and _model(config.loss.reference, run_id=path.name)}
-        ),
-    }
-    return config.model_copy(update=sections)
-
-
-def _placed(engine: EngineConfig, *, run_id: str) -> EngineConfig:
-    """The engine's section, where an executable that is named by its path is named by the whole of it."""
-    if engine.kind == "embedded" or "/" not in engine.command:
-        return engine
-    return engine.model_copy(update={"command": str(resolve(engine.command, run_id=run_id))})
-
-
-def _model(model: str, *, run_id: str) -> str:
-    """A model's folder, resolved; the tiny one and those of the hub are none."""
-    return model if model == TINY or is_hub_name(model) else str(resolve(model, run_id=run_id))
-
-
-def _place(store: str, *, run_id: str) -> str:
-    """A store's folder, resolved; a bucket means the same from everywhere."""
-    bare = "://" in store or store.lower().startswith("file:")
-    return _with_run_id(store, run_id) if bare else str(resolve(store, run_id=run_id))
-
-
-def resolve(path: str, *, run_id: str | None = None) -> Path:
-    """`~` and `${RUN_ID}` in a configured path; the one function that does so."""
-    return Path(_with_run_id(path, run_id)).expanduser().absolute()
-
-
-def _with_run_id(text: str, run_id: str | None) -> str:
-    if RUN_ID not in text:
-        return text
-    return text.replace(RUN_ID, run_id or os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S"))
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], section: str = "") -> Iterator[str]:
-    """The fields in which two configurations differ and must not, with both values."""
-    for name in {**theirs, **ours}:
-        if f"{section}{name}" in MOVABLE:
-            continue
-        one, other = theirs.get(name), ours.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, f"{section}{name}.")
-        elif one != other:
-            yield f"{section}{name} is {one!r} there and {other!r} here"
 
 
 def _write_text(path: Path, text: str) -> None:

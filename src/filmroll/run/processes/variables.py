@@ -7,7 +7,8 @@ from pathlib import Path
 
 from filmroll.errors import ConfigError
 from filmroll.run.config import Config
-from filmroll.run.directory import RunDirectory, resolve
+from filmroll.run.directory import RunDirectory
+from filmroll.run.places import resolve
 
 IMAGES = "VF_RENDERER_IMAGE_OFFLOAD_DIR"
 """Names the folder of images to renderers of other systems, which environments may bring along."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from filmroll.errors import TrainingError
+from filmroll.families import Family
 from filmroll.train.batches.bins import Costs
 from filmroll.wire.training import MicroBatch
 
@@ -22,7 +23,7 @@ def most_taken(device: torch.device) -> int:
 
 
 @contextmanager
-def fitting(batch: MicroBatch, costs: Costs) -> Iterator[None]:
+def fitting(batch: MicroBatch, family: Family) -> Iterator[None]:
     """Around what is done with a micro-batch: a TrainingError with its size where the device has no room for it."""
     try:
         yield
@@ -31,7 +32,7 @@ def fitting(batch: MicroBatch, costs: Costs) -> Iterator[None]:
         rows = f"{len(batch.rows)} row{'s' if len(batch.rows) > 1 else ''}"
         raise TrainingError(
             f"the device has no memory for a micro-batch of {rows} of up to {longest} tokens and "
-            f"{costs.encoded(batch)} vision patches",
+            f"{Costs(family).encoded(batch)} vision patches",
             remedy="Lower trainer.max_tokens or trainer.max_patches, set trainer.gradient_checkpointing, or part the "
             "model among more trainer.ranks",
             private=str(error),

@@ -102,7 +102,7 @@ class Trainer:
         figures = Figures()
         with torch.no_grad(), closing(self._batches(work, trained)) as batches:
             for micro_batch, batch in batches:
-                with fitting(micro_batch, Costs(self.family)):
+                with fitting(micro_batch, self.family):
                     out, lost = self._forward(micro_batch, batch, trained)
                 figures.add(out, lost, batch, work.version)
         tally = self._of_all(figures.tally(), trained)
@@ -129,7 +129,7 @@ class Trainer:
     def _accumulate(
         self, micro_batch: MicroBatch, batch: Batch, version: int, trained: Trained, figures: Figures
     ) -> None:
-        with fitting(micro_batch, Costs(self.family)):
+        with fitting(micro_batch, self.family):
             out, lost = self._forward(micro_batch, batch, trained)
             lost.total.backward()  # type: ignore[no-untyped-call]
         figures.add(out, lost, batch, version)
