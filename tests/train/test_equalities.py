@@ -106,19 +106,22 @@ def mistaken(ground):
     return dataclasses.replace(ground, samples=[with_another_picture(first, ground.family, ground.store), *others])
 
 
-def passed(ground, model, dtype):
+def passed(ground, model, dtype, at_once=1000):
     """Logprobs and gradients of a forward and backward pass over the samples."""
-    out = forward(model, ground.family, ground.batch(model), dtype=dtype)
+    out = forward(model, ground.family, ground.batch(model), dtype=dtype, at_once=at_once)
     assert out.receipt.consumed == sum(map(len, SHOWN))
     out.logprobs.mean().backward()
     return out.logprobs.detach(), gradients(model)
 
 
 def test_deduplicated_is_plain(case, arithmetic, near, monkeypatch):
-    """A pass of the tower for each distinct picture, and one for each place that shows it; in every model type."""
+    """A pass of the tower for each distinct picture, and one for each place that shows it; in every model type.
+
+    Beside that the first has the logits of five tokens at once, the second those of all.
+    """
     ground, model = case
     tolerance, dtype = arithmetic.tolerance, arithmetic.dtype
-    logprobs, once = passed(ground, model, dtype)
+    logprobs, once = passed(ground, model, dtype, at_once=5)
     with monkeypatch.context() as patch:
         patch.setattr(ground.family, "forward", dataclasses.replace(ground.family.forward, shares=False))
         expected, plain = passed(ground, model, dtype)
@@ -193,9 +196,10 @@ def same_course(near, tolerance, model, found, expected):
 
 
 def test_two_ranks_are_one(arithmetic, near, by_one, tiny_model, store, tmp_path):
+    """Two with the logits of five tokens at once, one with all."""
     if arithmetic.device != "cpu" and torch.cuda.device_count() < 2:
         pytest.skip("nccl puts no two ranks on one GPU, and this machine has one")
-    together = Together(tmp_path, tiny_model, store, TWENTY, dress=arithmetic.dress)
+    together = Together(tmp_path, tiny_model, store, TWENTY, dress=arithmetic.dress | {"logits_at_once": 5})
     found = together.answers()
     assert len(steps(found)) == 20
     same_course(near, arithmetic.tolerance, tiny_model, (tmp_path, found), by_one)

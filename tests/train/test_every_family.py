@@ -48,15 +48,16 @@ def tower_calls(model, seen):
     )
 
 
+@pytest.mark.parametrize("at_once", [3, 1000], ids=["piecewise", "at_once"])
 @pytest.mark.parametrize("shares", [True, False], ids=["shared", "every_place"])
-def test_logprobs_and_gradients_are_those_of_the_plain_forward(case, shares, monkeypatch):
+def test_logprobs_and_gradients_are_those_of_the_plain_forward(case, shares, at_once, monkeypatch):
     ground, model = case
     expected = torch.cat([alone(ground, model, sample) for sample in ground.samples])
     expected.mean().backward()
     plain = gradients(model)
 
     monkeypatch.setattr(ground.family, "forward", dataclasses.replace(ground.family.forward, shares=shares))
-    out = forward(model, ground.family, ground.batch(model))
+    out = forward(model, ground.family, ground.batch(model), at_once=at_once)
     torch.testing.assert_close(out.logprobs, expected, rtol=0, atol=1e-5)
     assert out.receipt.referenced == out.receipt.consumed == sum(map(len, SHOWN))
     out.logprobs.mean().backward()

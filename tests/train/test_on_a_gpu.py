@@ -73,6 +73,7 @@ def test_every_model_type_learns_it_in_bfloat16(case: str, tmp_path: Path) -> No
 DRESSES: dict[str, dict[str, Any]] = {
     "plain": {},
     "recomputed": {"gradient_checkpointing": True},
+    "piecewise": {"logits_at_once": 5},
     "frozen": {"freeze_vision": True},
     "adapters": {"lora_rank": 4},
     "held": {"objective": {"kl": 0.1, "length": "samples", "ratio": "sequence"}},

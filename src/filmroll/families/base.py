@@ -86,6 +86,8 @@ class ForwardPolicy:
 
     Else each brings a picture of its own: the same result, and as many passes of the tower as there are places.
     """
+    caps: bool = False
+    """Whether the forward caps its logits by the configuration's `final_logit_softcapping`, where there is one."""
 
     def taken(self, arrays: Arrays) -> Arrays:
         """Those of a picture's arrays that the forward takes."""

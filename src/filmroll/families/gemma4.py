@@ -83,7 +83,7 @@ class Gemma4(Family):
         self.placeholders = placeholders
         self.renderer = None
         # No packing, for the reason that Gemma 3 has.
-        self.forward = ForwardPolicy(marks="mm_token_type_ids", unused=("num_soft_tokens_per_image",))
+        self.forward = ForwardPolicy(marks="mm_token_type_ids", unused=("num_soft_tokens_per_image",), caps=True)
         self.fingerprint = fingerprint(self.name, {key: getattr(settings, key) for key in LAYOUT})
         self.recipe = recipe(self.name, asdict(settings))
         self.cut = Cut((settings.side, settings.side), channels_last=True)

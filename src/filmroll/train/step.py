@@ -68,6 +68,8 @@ class TrainerConfig(BaseModel):
     """What the numbers are in the weights that engines load."""
     gradient_checkpointing: bool = False
     """Make what layers make again in the backward pass instead of keeping it: less memory, more time."""
+    logits_at_once: int = Field(default=512, ge=1)
+    """Trained tokens of a micro-batch whose logits are there at once; those of others are made again."""
     freeze_vision: bool = False
     """Leave the vision tower as it is, with its merger where that is a part of it."""
     lora_rank: int = Field(default=0, ge=0)

@@ -33,7 +33,7 @@ def fitting(batch: MicroBatch, family: Family) -> Iterator[None]:
         raise TrainingError(
             f"the device has no memory for a micro-batch of {rows} of up to {longest} tokens and "
             f"{Costs(family).encoded(batch)} vision patches",
-            remedy="Lower trainer.max_tokens or trainer.max_patches, set trainer.gradient_checkpointing, or part the "
-            "model among more trainer.ranks",
+            remedy="Lower trainer.max_tokens, trainer.max_patches or trainer.logits_at_once, set "
+            "trainer.gradient_checkpointing, or part the model among more trainer.ranks; --resume takes all of these",
             private=str(error),
         ) from error

@@ -138,7 +138,7 @@ class Trainer:
         with of_micro_batch(micro_batch):
             # First, while there are no activations to keep.
             held = self._reference_logprobs(batch)
-            out = forward(self.model, self.family, batch, dtype=self.config.dtype)
+            out = self._passed(self.model, batch)
         lost = loss(out.logprobs, batch, trained, self.objective, held)
         return out, lost
 
@@ -146,4 +146,8 @@ class Trainer:
     def _reference_logprobs(self, batch: Batch) -> torch.Tensor | None:
         if self.reference is None or not batch.held:
             return None
-        return forward(self.reference.model, self.family, batch, dtype=self.config.dtype).logprobs
+        return self._passed(self.reference.model, batch).logprobs
+
+    def _passed(self, model: Any, batch: Batch) -> Forward:
+        config = self.config
+        return forward(model, self.family, batch, dtype=config.dtype, at_once=config.logits_at_once)
