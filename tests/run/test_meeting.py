@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -28,9 +29,9 @@ start_ranks(2, ["-c", "import os; print('rank', os.environ['RANK'], os.environ['
 """A node that comes to the meeting when it is told to: there, each of its ranks says who it is."""
 
 
-def node(run: RunDirectory, number: int) -> subprocess.Popen[str]:
+def node(run: RunDirectory, number: int, temporary: Path) -> subprocess.Popen[str]:
     started = subprocess.Popen(
-        [sys.executable, "-c", NODE, str(run.path), str(number)],
+        [sys.executable, "-c", NODE, str(run.path), str(number)], env=os.environ | {"TMPDIR": str(temporary)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert started.stdout is not None
@@ -49,11 +50,13 @@ def taken(host: str, port: int) -> bool:
 def test_the_port_is_the_first_nodes_from_before_it_is_known(tmp_path: Path) -> None:
     sections = {"run": {"directory": str(tmp_path / "run")}, "trainer": {"ranks": 2, "nodes": 2}}
     run = RunDirectory.create(Config.model_validate({**sections, "cluster": {"patience_s": 60}}))
-    first = node(run, 0)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    first = node(run, 0, temporary)
     place, _, sign = (announced(run, "trainer-meeting") or "").partition("#")
     host, _, port = place.rpartition(":")
     assert (host, sign) == ("127.0.0.1", str(SIGN))
-    second = node(run, 1)
+    second = node(run, 1, temporary)
     assert taken("127.0.0.1", int(port))
     assert taken("", int(port))
     said = ""
@@ -67,3 +70,4 @@ def test_the_port_is_the_first_nodes_from_before_it_is_known(tmp_path: Path) -> 
         said += output
     assert sorted(said.splitlines()) == [f"rank 0 {port}", f"rank 1 {port}"]
     assert not taken("127.0.0.1", int(port))
+    assert not list(temporary.iterdir())

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from filmroll.durable import FULL_STATUS
@@ -80,10 +81,12 @@ def start_ranks(count: int, command: Sequence[str], meeting: Meeting | None = No
     where = (
         _at(meeting, count) if meeting else ["--standalone", f"--nproc-per-node={count}", f"--local-addr={LOOPBACK}"]
     )
-    flags = [*where, "--max-restarts=0", "--no-python"]
     try:
-        # On a leash: no rank outlives torchrun, however that ends.
-        run(parse_args([*flags, *leashed([sys.executable, *command])]))  # type: ignore[no-untyped-call]
+        # What ranks leave there for torchrun is read by the time it ends.
+        with TemporaryDirectory() as notes:
+            flags = [*where, "--max-restarts=0", "--no-python", f"--log-dir={notes}"]
+            # On a leash: no rank outlives torchrun, however that ends.
+            run(parse_args([*flags, *leashed([sys.executable, *command])]))  # type: ignore[no-untyped-call]
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
