@@ -224,12 +224,15 @@ def test_who_does_not_come_is_named_and_how_to_start_it(tmp_path, tiny_model):
         (["engine", "--run", "{run}", "--name", "engine-7"], "no engine named 'engine-7'"),
         (["trainer", "--run", "{run}", "--name", "trainer-1"], "no trainer named 'trainer-1'"),
         (["trainer", "{example}", "--run", "{run}", *TWO_NODES], "Choose --name of trainer-0, trainer-1"),
-        (["train", "--resume", "{run}", "--trainer.ranks", "2", "--rl.steps", "3"], "rl.steps is 150 there and 3 here"),
+        (
+            ["train", "--resume", "{run}", "--trainer.ranks", "2", "--rl.prompts", "3"],
+            "rl.prompts is 9 there and 3 here",
+        ),
         (["train", "--resume", "{run}", "--trainer.nodes", "2"], "ranks is 1, which 2 nodes do not share evenly"),
         (["worker", "--run", "{run}", "--seed", "1"], "--seed stands where the TOML file should"),
         (["worker"], "Name its TOML file"),
         (["worker", "{example}", "--run.directory", "x/${RUN_ID}"], "RUN_ID is not set"),
-        (["orchestrator", "{example}", "--run", "{run}", "--rl.steps", "3"], "rl.steps is 150 there and 3 here"),
+        (["orchestrator", "{example}", "--run", "{run}", "--rl.prompts", "3"], "rl.prompts is 9 there and 3 here"),
         (["orchestrator", "--run", "{run}/none"], "not the folder of a run"),
         (["worker", "{example}", "--run", "{run}x", "--cluster.patience_s", "1"], "no run has begun"),
         (["worker", "{example}", "--cluster.network", "here"], "cluster.network"),
@@ -240,9 +243,9 @@ def test_a_mistake_is_said_in_one_line(tmp_path, monkeypatch, arguments, message
     run = tmp_path / "run"
     RunDirectory.create(Config.model_validate({"run": {"directory": str(run)}}))
     plain = tmp_path / "plain.toml"
-    plain.write_text("[rl]\nsteps = 150\n")
+    plain.write_text("[rl]\nprompts = 9\n")
     saved = json.loads((run / "config.json").read_text())
-    saved["rl"]["steps"] = 150
+    saved["rl"]["prompts"] = 9
     (run / "config.json").write_text(json.dumps(saved))
     words = [one.replace("{run}", str(run)).replace("{example}", str(plain)) for one in arguments]
     done = filmroll_here(*words)

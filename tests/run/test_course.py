@@ -14,6 +14,8 @@ from filmroll.errors import ConfigError, DiskFullError, PeerError, RunError
 from filmroll.run.config import Config
 from filmroll.run.courses.course import course, resumed
 from filmroll.run.directory import RunDirectory
+from filmroll.run.engine_config import EmbeddedEngineConfig, VllmEngineConfig
+from filmroll.run.movable import MOVABLE
 from tests.command_line import filmroll_here
 
 ON = "goes on from the last checkpoint"
@@ -94,6 +96,33 @@ def test_a_flag_may_stand_where_the_file_could_and_is_read_as_it_is(tmp_path: Pa
     for words in (["--run.control=runs//one/"], ["--run.control", "runs//one/"]):
         assert "run.control is '' there and 'runs//one/' here" in said("train", "--resume", str(run.path), *words)
     assert "--rl.steps stands where the TOML file should. Name the file first\n" in said("train", "--rl.steps", "3")
+
+
+def test_every_movable_name_is_a_field() -> None:
+    """Another one would let nothing change, and nobody would hear of it."""
+    for name in MOVABLE:
+        section, _, field = name.partition(".")
+        kinds = [EmbeddedEngineConfig, VllmEngineConfig] if section == "engine" else [type(getattr(Config(), section))]
+        assert any(not field or field in kind.model_fields for kind in kinds), name
+
+
+def test_what_a_run_goes_on_with_otherwise_is_written_down(tmp_path: Path) -> None:
+    """Longer, in smaller pieces; and what would be another run is refused, and changes nothing."""
+    run = made(tmp_path)
+    with course(run, "train"):
+        pass
+    before = run.config()
+    flags = ["--rl.steps", "300", "--trainer.max_tokens", "512", "--slurm.nodes", "3"]
+    with pytest.raises(ConfigError, match=r"rl\.learning_rate is 0\.0005 there and 0\.1 here"):
+        resumed(run.path, "train", flags=[*flags, "--rl.learning_rate", "0.1"])
+    assert run.config() == before
+    now = resumed(run.path, "train", flags=flags).config()
+    assert (now.rl.steps, now.trainer.max_tokens, now.slurm.nodes) == (300, 512, 3)
+    (told,) = [one for one in events(run) if one.pop("kind") == "reconfigured"]
+    told.pop("time")
+    assert told == {"rl.steps": [100, 300], "trainer.max_tokens": [4096, 512], "slurm.nodes": [1, 3]}
+    resumed(run.path, "train", flags=flags)
+    assert run.events_file.read_text().count("reconfigured") == 1
 
 
 def test_a_run_that_somebody_leads_is_left_alone(tmp_path: Path) -> None:

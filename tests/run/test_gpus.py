@@ -232,7 +232,7 @@ def test_a_run_may_go_on_on_other_devices(tmp_path):
     now = RunDirectory.same(begun.path, elsewhere).config()
     assert (now.trainer.device, now.trainer.ranks, now.engine.device, now.run.share_gpus) == ("cuda", 2, "cuda", True)
     assert now.run.directory == begun.config().run.directory
-    with pytest.raises(ConfigError, match=r"trainer\.max_tokens is 4096 there and 9 here"):
+    with pytest.raises(ConfigError, match=r"trainer\.lora_rank is 0 there and 9 here"):
         RunDirectory.same(
-            begun.path, Config.model_validate({**sections, "trainer": {"ranks": 2, **CUDA, "max_tokens": 9}})
+            begun.path, Config.model_validate({**sections, "trainer": {"ranks": 2, **CUDA, "lora_rank": 9}})
         )

@@ -79,8 +79,8 @@ def test_no_job_is_written_for_an_evaluation(tmp_path: Path) -> None:
     assert not (run.path / "job.sh").exists()
 
 
-def configured(place: Path, steps: int = 1) -> Config:
-    return Config.model_validate({"run": {"directory": str(place / "run")}, "rl": {"steps": steps}})
+def configured(place: Path, prompts: int = 1) -> Config:
+    return Config.model_validate({"run": {"directory": str(place / "run")}, "rl": {"prompts": prompts}})
 
 
 def ends(run: RunDirectory, error: BaseException) -> None:
@@ -106,16 +106,16 @@ def test_only_a_folder_of_our_own_in_which_no_process_was_started_is_taken_away(
 
 def test_a_place_where_a_run_came_to_nothing_takes_another_configuration(tmp_path: Path) -> None:
     first = RunDirectory.at(configured(tmp_path, 1))
-    with pytest.raises(ConfigError, match=r"rl\.steps is 1 there and 2 here"):
+    with pytest.raises(ConfigError, match=r"rl\.prompts is 1 there and 2 here"):
         RunDirectory.at(configured(tmp_path, 2))
     ends(first, RunError("the worker ended"))
     again = RunDirectory.at(configured(tmp_path, 2))
-    assert (again.config().rl.steps, again.begun) == (2, False)
+    assert (again.config().rl.prompts, again.begun) == (2, False)
     ends(again, KeyboardInterrupt())
     third = RunDirectory.at(configured(tmp_path, 3))
     append_line(third.metrics_file, b'{"phase": "rl", "step": 0}\n')
     ends(third, RunError("the worker ended"))
-    with pytest.raises(ConfigError, match=r"rl\.steps is 3 there and 4 here"):
+    with pytest.raises(ConfigError, match=r"rl\.prompts is 3 there and 4 here"):
         RunDirectory.at(configured(tmp_path, 4))
 
 
@@ -126,7 +126,7 @@ def test_who_comes_early_waits_for_the_next_try(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run has begun"):
         there_will_be(first.path, impatient)
     RunDirectory.at(configured(tmp_path, 5))
-    assert there_will_be(first.path, configured(tmp_path, 5)).config().rl.steps == 5
+    assert there_will_be(first.path, configured(tmp_path, 5)).config().rl.prompts == 5
 
 
 def test_a_place_that_can_only_be_read_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:

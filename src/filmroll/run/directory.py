@@ -14,7 +14,7 @@ from typing import Any
 from filmroll.durable import append_line, room_for, write_whole
 from filmroll.errors import ConfigError, RunError
 from filmroll.run.config import Config, saved_config
-from filmroll.run.movable import MOVABLE, differences, moved
+from filmroll.run.movable import differences, moved, moves
 from filmroll.run.network import own_address
 from filmroll.run.places import fixed_place, resolve, settled
 from filmroll.store import HttpSources, Limits, Store, open_store
@@ -80,12 +80,10 @@ class RunDirectory:
         What is movable may differ.
         """
         run = cls.open(path)
-        theirs, ours = run.config().model_dump(), settled(config, run.path).model_dump()
-        if other := list(differences(theirs, ours)):
+        if other := differences(run.config(), settled(config, run.path)):
             raise ConfigError(
                 f"the run in {path} is configured otherwise: {'; '.join(other)}",
-                remedy="Give the file and the flags that it was begun with, or name another folder; "
-                f"only {', '.join(sorted(MOVABLE))} may change",
+                remedy="Give the file and the flags that it was begun with, or name another folder",
             )
         return run
 
@@ -181,9 +179,11 @@ class RunDirectory:
 
     def move(self, config: Config) -> None:
         """Go on so from now on."""
-        now = self.moved(config)
-        if now != self.config():
+        before, now = self.config(), self.moved(config)
+        if now != before:
             _write_text(self.config_file, now.model_dump_json(indent=2))
+            if self.begun:
+                self.event("reconfigured", **moves(before, now))
 
     def store_url(self, config: Config) -> str:
         """Where this run's images are; every process asks here."""

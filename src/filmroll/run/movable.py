@@ -1,4 +1,4 @@
-"""Which configuration a run that has begun may go on with."""
+"""Which configuration a run that has begun may go on with: otherwise carried out, not otherwise meant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import Any
 
 from filmroll.run.config import Config
 
-MOVABLE = frozenset(
-    {"trainer.ranks", "trainer.nodes", "trainer.device", "engine.device", "engine.gpus", "run.share_gpus", "slurm"}
+MOVABLE = (
+    # Where, and by how many processes.
+    *("trainer.ranks", "trainer.nodes", "trainer.device", "run.share_gpus", "slurm", "cluster"),
+    *("engine.replicas", "engine.device", "engine.gpus"),
+    # With how much memory and how fast. Rows are packed otherwise and add up to the same step.
+    *("trainer.max_tokens", "trainer.max_patches", "trainer.logits_at_once", "trainer.gradient_checkpointing"),
+    *("trainer.cache_mb", "trainer.prefetch_mb", "trainer.readers", "trainer.threads", "trainer.shard_mb"),
+    *("engine.max_batch", "engine.cache_mb", "engine.threads", "transport.window_messages", "transport.window_mb"),
+    # How long, how often, and how much is borne.
+    *("rl.steps", "sft.epochs", "sft.steps", "run.restarts", "engine.restarts"),
+    *("run.checkpoint_every", "run.keep_checkpoints", "run.record_every", "rl.evaluate_every"),
+    *("multimodal.missing_image", "multimodal.missing_share"),
 )
-"""What may be another each time a run is gone on with: by how many processes and where, not what they compute."""
+"""Fields, and sections whose fields are."""
 
 
 def moved(now: Config, config: Config) -> Config:
@@ -26,13 +36,29 @@ def moved(now: Config, config: Config) -> Config:
     return now
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any], section: str = "") -> Iterator[str]:
+def differences(theirs: Config, ours: Config) -> list[str]:
     """The fields in which two configurations differ and must not, with both values."""
-    for name in {**theirs, **ours}:
-        if f"{section}{name}" in MOVABLE:
-            continue
-        one, other = theirs.get(name), ours.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from differences(one, other, f"{section}{name}.")
-        elif one != other:
-            yield f"{section}{name} is {one!r} there and {other!r} here"
+    return [
+        f"{name} is {one!r} there and {other!r} here"
+        for name, (one, other) in _unlike(theirs.model_dump(), ours.model_dump())
+        if not _is_movable(name)
+    ]
+
+
+def moves(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """What has become of the movable fields that differ: what they were and what they are."""
+    unlike = _unlike(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    return {name: values for name, values in unlike if _is_movable(name)}
+
+
+def _is_movable(name: str) -> bool:
+    return name in MOVABLE or name.partition(".")[0] in MOVABLE
+
+
+def _unlike(one: dict[str, Any], other: dict[str, Any], section: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for name in {**one, **other}:
+        before, now = one.get(name), other.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _unlike(before, now, f"{section}{name}.")
+        elif before != now:
+            yield f"{section}{name}", (before, now)
