@@ -152,6 +152,20 @@ def test_the_losses_have_their_plots_where_they_have_numbers(finished: RunWriter
     assert "Share of tokens clipped clipped truncated" in told
 
 
+def test_held_out_episodes_are_drawn_beside_the_reward(finished: RunWriter, run: RunWriter) -> None:
+    """Of a version that was evaluated again after a resume the later figure counts."""
+    assert "held-out" not in page_of(finished).text("body")
+    run.metrics([rl_row(step, 0.5) for step in range(8)])
+    told = {"kind": "evaluated", "time": START, "reward_error": 0.0312, "episodes": 40}
+    stood = ((0, 0.1), (4, 0.2), (8, 0.9), (8, 0.7))
+    run.events(*({**told, "version": version, "reward": reward} for version, reward in stood), {"kind": "evaluated"})
+    assert [(row["version"], row["reward"]) for row in read_run(run.path).evaluations] == [(0, 0.1), (4, 0.2), (8, 0.7)]
+    page = page_of(run)
+    assert "held-out episodes" in page.text("figcaption")
+    assert "held-out episodes 0.70 40 ± 0.031, version 8" in page.text("leader")
+    assert page.text("#final-reward") == "0.50"
+
+
 def test_what_an_environment_measures_is_drawn_under_its_own_name(run: RunWriter) -> None:
     names = ("turns", "<b>steps</b>", "partial")
     run.metrics([rl_row(step, 0.5, metrics=dict.fromkeys(names, 0.1 * step)) for step in range(4)])

@@ -30,6 +30,7 @@ from filmroll.store import HttpSources, Limits
 from filmroll.store.cache import CACHE_BYTES
 from filmroll.train.learning.objective import LossConfig
 from filmroll.train.step import TrainerConfig
+from filmroll.wire.generate import SamplingParams
 from filmroll.wire.transport import Window
 
 MOVED = {
@@ -188,6 +189,9 @@ class RlConfig(Section):
     """Steps whose rollouts are played while one trains, so that samples are so many updates old."""
     max_off_policy: int = Field(default=8, ge=0)
     """Samples with a token that was sampled more updates ago are left out."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between those after which the policy plays the held-out episodes of `[eval]`, which it does before the
+    first step and after the last, too; 0 never has it do so."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Learning rate of the first update."""
     final_learning_rate: float = Field(default=1e-4, gt=0)
@@ -205,6 +209,12 @@ class SamplingConfig(Section):
     """Sample from the k likeliest tokens; 0 keeps every token."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest completion of a turn."""
+
+    def params(self) -> SamplingParams:
+        """The same, as an engine is asked."""
+        return SamplingParams(
+            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k
+        )
 
 
 class Config(BaseSettings):

@@ -27,6 +27,7 @@ class Display:
         self._rewards = {row["step"]: row["reward"] for row in read_run(run).rl if "reward" in row}
         self._totals = dict(totals)
         self._loss: float | None = None
+        self._held_out: float | None = None
         self._bar = Progress(
             TextColumn("{task.description:>7}"),
             BarColumn(),
@@ -60,6 +61,7 @@ class Display:
             kept = {step: reward for step, reward in self._rewards.items() if step < row["step"]}
             self._rewards = {**kept, row["step"]: row["reward"]}
         self._loss = row.get("held_out_loss", self._loss)
+        self._held_out = row.get("held_out_reward", self._held_out)
         self._totals[phase] = total = row.get("steps", self._totals[phase])
         figures = self._figures(row)
         if self._console.is_terminal:
@@ -75,7 +77,8 @@ class Display:
             return f"{held}; model: {self._run / 'trained'}; report: {report}"
         if not last:
             return f"no reinforcement learning steps were taken; report: {report}"
-        return f"mean reward over the last {len(last)} steps: {fmean(last):.3f}; report: {report}"
+        held = "" if self._held_out is None else f"; on held-out episodes: {self._held_out:.3f}"
+        return f"mean reward over the last {len(last)} steps: {fmean(last):.3f}{held}; report: {report}"
 
     def _last(self) -> list[float]:
         return list(self._rewards.values())[-WINDOW:]
@@ -84,6 +87,8 @@ class Display:
         parts = [f"loss {row['loss']:+.3f}"] if "loss" in row else []
         if self._loss is not None:
             parts.append(f"held out {self._loss:.3f}")
+        if self._held_out is not None:
+            parts.append(f"held out {self._held_out:.2f}")
         parts += [f"{row['images_per_second']:.0f} images/s", f"{sum(row['memory'].values()) / 1e6:.0f} MB"]
         last = self._last()
         if last and "reward" in row:

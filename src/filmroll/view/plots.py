@@ -94,12 +94,15 @@ class _Canvas:
 
 
 def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: bool = False) -> Plot | None:
-    """Reward per step and its running mean, partial match, the control run, and chance."""
+    """Reward per step and its running mean, partial match, held-out episodes, the control run, and chance."""
     if not np.isfinite(column(run.main, "reward")).any():
         return None
     canvas = _Canvas(6.0, 4.4, _unit(run)) if narrow else _Canvas(16.0, 5.2, _unit(run))
     canvas.running_mean(run.main, ("reward",), f"reward, mean of {WINDOW} {_units(run)}", "reward", 2.8, dots=True)
     canvas.running_mean(run.main, ("metrics", "partial"), "partial match", "partial", 1.5, dots=False)
+    if run.command == "train":
+        held = run.evaluations
+        canvas.curve(column(held, "version"), column(held, "reward"), "held-out episodes", "blue", width=2.0)
     if control is not None:
         canvas.running_mean(control.rl, ("reward",), "control run", "control", 2.0, dots=True)
     if math.isfinite(chance):
@@ -190,7 +193,13 @@ def seconds(run: RunRecord) -> Plot | None:
     canvas = _Canvas(6.8, 3.5, _unit(run))
     steps = column(rows, "step")
     base: Any = 0.0
-    parts = (("rollout", "reward"), ("render", "reward"), ("train", "violet"), ("weights", "partial"))
+    parts = (
+        ("rollout", "reward"),
+        ("render", "reward"),
+        ("train", "violet"),
+        ("weights", "partial"),
+        ("evaluate", "blue"),
+    )
     for name, color in parts:
         if not np.isfinite(column(rows, "seconds", name)).any():
             continue

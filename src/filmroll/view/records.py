@@ -51,6 +51,12 @@ class RunRecord:
         """The rows of what the run is about."""
         return {"sft": self.sft, "eval": self.eval}.get(self.command, self.rl)
 
+    @property
+    def evaluations(self) -> list[Row]:
+        """How each version that was evaluated stood, in order; of one that was so again after a resume, the last."""
+        told = {row["version"]: row for row in self.events if row.get("kind") == "evaluated" and _counts(row)}
+        return [told[version] for version in sorted(told)]
+
 
 def read_run(run: Path) -> RunRecord:
     """Everything but the rollouts; only a folder that is not there is an error."""
@@ -176,6 +182,10 @@ def _steps(rows: list[Row], notes: list[str]) -> list[Row]:
     if superseded:
         notes.append(f"metrics.jsonl: {superseded} row(s) from before a resume were superseded; the later ones count.")
     return kept
+
+
+def _counts(row: Row) -> bool:
+    return isinstance(row.get("version"), int) and not isinstance(row["version"], bool)
 
 
 def _phase(row: Row) -> str:

@@ -31,6 +31,14 @@ _TELLING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    reward: float
+    error: float
+    episodes: float
+    version: float
+
+
+@dataclass(frozen=True, slots=True)
 class Headline:
     command: str
     reward: float
@@ -38,7 +46,9 @@ class Headline:
     error: float
     """Of the mean reward of an evaluation."""
     passed: list[tuple[str, float]]
-    """An evaluation's pass@k, by k."""
+    """The last evaluation's pass@k, by k."""
+    evaluated: Evaluated | None
+    """Of a run that trains, how it last stood on held-out episodes."""
     loss: float
     """Of supervised training: on held-out rows where there are any."""
     held_out: bool
@@ -103,8 +113,10 @@ class Event:
 
 def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
     reward, over = last_mean(run.main, "reward")
-    evaluated = next((row for row in reversed(run.events) if row.get("kind") == "evaluated"), {})
-    if math.isfinite(number(evaluated, "reward")):
+    trains = run.command == "train"
+    told = run.evaluations if trains else [row for row in run.events if row.get("kind") == "evaluated"]
+    evaluated = told[-1] if told else {}
+    if run.command == "eval" and math.isfinite(number(evaluated, "reward")):
         reward = number(evaluated, "reward")
     held_out, _ = last_mean([row for row in run.sft if "held_out_loss" in row][-1:], "held_out_loss")
     passed = evaluated.get("pass_at")
@@ -116,6 +128,7 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         over=over,
         error=number(evaluated, "reward_error"),
         passed=[(k, number(passed, k)) for k in passed] if isinstance(passed, dict) else [],
+        evaluated=_evaluated(evaluated) if trains and told else None,
         loss=held_out if math.isfinite(held_out) else last_mean(run.sft, "loss")[0],
         held_out=math.isfinite(held_out),
         control=last_mean(control.rl, "reward")[0] if control else math.nan,
@@ -131,6 +144,10 @@ def headline(run: RunRecord, control: RunRecord | None, now: float) -> Headline:
         status=status,
         status_detail=detail,
     )
+
+
+def _evaluated(event: Row) -> Evaluated:
+    return Evaluated(*(number(event, name) for name in ("reward", "reward_error", "episodes", "version")))
 
 
 def receipts(run: RunRecord) -> list[ReceiptLine]:

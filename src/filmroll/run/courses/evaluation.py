@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from filmroll.durable import whole_folder
 from filmroll.engine.weights import version_folder
-from filmroll.errors import DiskFullError, FilmrollError, RunError
 from filmroll.families import Family
 from filmroll.render.tokenizer import TextTokenizer
-from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config
 from filmroll.run.courses.contest import Weights
 from filmroll.run.courses.course import Observer, course, ready_model
-from filmroll.run.courses.standing import Standing, standing
+from filmroll.run.courses.exam import Sitting, examine
+from filmroll.run.courses.standing import Standing
 from filmroll.run.crew.crew import memory, started_engines, started_players
 from filmroll.run.crew.players import Players
 from filmroll.run.crew.served import Served
@@ -29,7 +25,6 @@ from filmroll.run.members.roles import model_dir
 from filmroll.run.metrics import eval_row
 from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
-from filmroll.wire.generate import SamplingParams
 
 
 def evaluate(
@@ -75,7 +70,7 @@ async def _players(run: RunDirectory, config: Config) -> AsyncIterator[Players]:
 
 
 class Evaluation:
-    """Plays episodes in batches; which ones follows from the seed."""
+    """Writes down the batches of an exam as they are played."""
 
     def __init__(self, config: Config, run: RunDirectory, family: Family, players: Players, observe: Observer) -> None:
         self._config = config
@@ -85,67 +80,26 @@ class Evaluation:
         self._observe = observe
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
-        self._sampling = SamplingParams(
-            max_tokens=config.sampling.max_tokens,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            top_k=config.sampling.top_k,
-        )
 
     async def go(self, version: int | None) -> Standing:
-        began, settings = time.perf_counter(), self._config.eval
-        episodes: list[list[Played]] = []
-        failed = 0
-        for step, first in enumerate(range(0, settings.episodes, settings.batch)):
-            numbers = range(first, min(first + settings.batch, settings.episodes))
-            batch, broken = await self._batch(step, numbers)
-            episodes += batch
-            failed += broken
-        return standing(
-            [[one.trajectory for one in episode] for episode in episodes],
-            passes=settings.passes,
-            model=self._config.model,
-            version=version,
-            failed=failed,
-            seconds=time.perf_counter() - began,
-        )
+        return await examine(self._config, self._players, version, self._note)
 
-    async def _batch(self, step: int, numbers: range) -> tuple[list[list[Played]], int]:
-        """Some episodes: their rollouts as far as they could be played, and how many could not."""
-        began = time.perf_counter()
-        samples = range(self._config.eval.samples)
-        plays = [[self._players.rollout(self._task(number, sample)) for sample in samples] for number in numbers]
-        groups = await asyncio.gather(*(asyncio.gather(*group, return_exceptions=True) for group in plays))
-        broken = [one for group in groups for one in group if isinstance(one, BaseException)]
+    def _note(self, sitting: Sitting) -> None:
+        step, broken = sitting.number, sitting.groups.broken
         for error in broken:
-            if not isinstance(error, FilmrollError) or isinstance(error, RunError | DiskFullError):
-                raise error
             self._run.event("rollout_failed", step=step, error=str(error))
-        batch = [[one for one in group if isinstance(one, Played)] for group in groups]
-        played = [one for group in batch for one in group]
-        if 2 * len(broken) > len(numbers) * len(samples):
-            raise RunError(
-                f"{len(broken)} of {len(numbers) * len(samples)} rollouts failed, the first with: {broken[0]}"
-            )
-        seconds = time.perf_counter() - began
-        row = eval_row(step, played, len(broken), self._family, self._seen, seconds)
+        played = [one for group in sitting.groups.played for one in group]
+        row = eval_row(step, played, len(broken), self._family, self._seen, sitting.seconds)
         row |= {
-            "episodes": len(numbers),
+            "episodes": len(sitting.episodes),
             "engine_restarts": self._players.engines.restarts,
             "memory": memory(self._players.engines.memory(), self._players.worker),
-            "seconds": {"rollout": seconds, "total": seconds},
+            "seconds": {"rollout": sitting.seconds, "total": sitting.seconds},
         }
         self._run.record(step, [rollout_record(one.trajectory, step, self._tokenizer) for one in played])
         # Last, as in every course: what is noted is recorded.
         self._run.metrics(row)
         self._observe(row)
-        return batch, len(broken)
-
-    def _task(self, number: int, sample: int) -> RolloutTask:
-        """All rollouts of an episode are shown the same, and no episode of training is among them."""
-        key = f"{self._config.seed}/eval/{number}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-        return RolloutTask(f"episode_{number}/rollout_{sample}", seed, self._sampling, self._config.rl.max_turns)
 
 
 def _take_over(weights: Weights, run: RunDirectory) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from filmroll.errors import DiskFullError, FilmrollError, RunError
+from filmroll.errors import FilmrollError, RunError
 from filmroll.families import load_family
 from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config, RlConfig, WarmupConfig
 from filmroll.run.courses.ahead import played_ahead
 from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.exam import Sitting, examine
+from filmroll.run.courses.groups import episode_seed, play
 from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
 from filmroll.run.crew.crew import Crew, Restarts, crew
 from filmroll.run.directory import RunDirectory
@@ -26,7 +27,6 @@ from filmroll.run.processes.ending import Ending
 from filmroll.run.record import rollout_record
 from filmroll.train.batches.samples import branch_advantages, recent, samples
 from filmroll.train.step import Progress
-from filmroll.wire.generate import SamplingParams
 from filmroll.wire.training import LossWeights, TrainingSample
 
 
@@ -90,12 +90,7 @@ class Orchestrator:
         self._tokenizer = TextTokenizer.load(model_dir(run, config))
         self._seen = run.images(config)
         self._lessons = Lessons(config, run, self._family, hands.learner)
-        self._sampling = SamplingParams(
-            max_tokens=config.sampling.max_tokens,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            top_k=config.sampling.top_k,
-        )
+        self._sampling = config.sampling.params()
 
     async def catch_up(self, progress: Progress) -> Progress:
         """Train once more the steps after the checkpoint whose samples have outlived the run's processes.
@@ -125,6 +120,8 @@ class Orchestrator:
                 if self._ending.soon:
                     return False
         await self._hands.publish(progress.version)
+        if rl.evaluate_every and progress.rl == 0:
+            await self._evaluate(progress.version)
         async with aclosing(played_ahead(self._gather, progress.rl, rl.steps, rl.ahead)) as gathered:
             async for _, rollouts, started in gathered:
                 progress = await self._rl_step(progress, rollouts, started)
@@ -162,6 +159,11 @@ class Orchestrator:
             await self._hands.publish(progress.version)
         else:
             self._run.event("step_skipped", step=step, version=version)
+        published = time.perf_counter()
+        held_out, evaluation = {}, {}
+        if self._is_examined(step):
+            held_out = await self._evaluate(progress.version)
+            evaluation = {"evaluate": time.perf_counter() - published}
         done = time.perf_counter()
         row = rl_row(step, gathered.rollouts, gathered.failed, report, self._family, self._seen)
         row |= {
@@ -169,13 +171,15 @@ class Orchestrator:
             "updated": report.updated,
             "samples_stale": stale,
             "sample_bytes": self._hands.learner.samples.sent_bytes - sent,
-            "images_per_second": row["images"] / (done - started),
+            "images_per_second": row["images"] / (published - started),
+            **held_out,
             **self._restarts.since(self._hands),
             "memory": self._hands.memory(),
             "seconds": {
                 "rollout": gathered.seconds,
                 "train": trained - ready,
-                "weights": done - trained,
+                "weights": published - trained,
+                **evaluation,
                 "total": done - started,
             },
         }
@@ -190,25 +194,33 @@ class Orchestrator:
         """Play a step's groups. A group with a broken rollout is left out; too many of them end the run."""
         started = time.perf_counter()
         config = self._config.rl
-        plays = [
+        groups = await play(
+            self._hands.players,
             [
-                self._hands.players.rollout(self._task("rl", step, prompt, number))
-                for number in range(config.rollouts_per_prompt)
-            ]
-            for prompt in range(config.prompts)
-        ]
-        groups = await asyncio.gather(*(asyncio.gather(*group, return_exceptions=True) for group in plays))
-        broken = [one for group in groups for one in group if isinstance(one, BaseException)]
-        for error in broken:
-            if not isinstance(error, FilmrollError) or isinstance(error, RunError | DiskFullError):
-                raise error
-        whole = [[one for one in group if isinstance(one, Played)] for group in groups]
-        whole = [group for group in whole if len(group) == config.rollouts_per_prompt]
+                [self._task("rl", step, prompt, number) for number in range(config.rollouts_per_prompt)]
+                for prompt in range(config.prompts)
+            ],
+        )
+        broken = groups.broken
+        whole = [group for group in groups.played if len(group) == config.rollouts_per_prompt]
         if 2 * len(whole) < config.prompts:
             raise RunError(f"{len(broken)} rollouts of step {step} failed, the first with: {broken[0]}") from broken[0]
-        for error in broken:
-            self._run.event("rollout_failed", step=step, error=str(error))
+        self._note_broken(broken, step=step)
         return Gathered(whole, len(broken), time.perf_counter() - started)
+
+    def _is_examined(self, step: int) -> bool:
+        every = self._config.rl.evaluate_every
+        return every > 0 and ((step + 1) % every == 0 or step + 1 == self._config.rl.steps)
+
+    async def _evaluate(self, version: int) -> dict[str, Any]:
+        """Have the policy play the held-out episodes while no update comes between, and say how it stands."""
+
+        def note(sitting: Sitting) -> None:
+            self._note_broken(sitting.groups.broken, evaluated=version)
+
+        found = await examine(self._config, self._hands.players, version, note)
+        self._run.event("evaluated", **found.row())
+        return {"held_out_reward": found.reward, "held_out_error": found.reward_error}
 
     def _samples(self, gathered: Gathered) -> list[TrainingSample]:
         made = []
@@ -233,10 +245,13 @@ class Orchestrator:
 
     def _task(self, phase: str, step: int, prompt: int, number: int) -> RolloutTask:
         """Rollouts of a group share the episode's seed, and with it all that they are shown."""
-        key = f"{self._config.seed}/{phase}/{step}/{prompt}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        seed = episode_seed(self._config.seed, phase, step, prompt)
         name = f"{phase}_{step}/prompt_{prompt}/rollout_{number}"
         return RolloutTask(name, seed, self._sampling, self._config.rl.max_turns)
+
+    def _note_broken(self, broken: Sequence[FilmrollError], **where: int) -> None:
+        for error in broken:
+            self._run.event("rollout_failed", **where, error=str(error))
 
     def _note(self, row: dict[str, Any]) -> None:
         self._run.metrics(row)
