@@ -101,8 +101,9 @@ def reward(run: RunRecord, control: RunRecord | None, chance: float, *, narrow: 
     canvas.running_mean(run.main, ("reward",), f"reward, mean of {WINDOW} {_units(run)}", "reward", 2.8, dots=True)
     canvas.running_mean(run.main, ("metrics", "partial"), "partial match", "partial", 1.5, dots=False)
     if run.command == "train":
-        held = run.evaluations
-        canvas.curve(column(held, "version"), column(held, "reward"), "held-out episodes", "blue", width=2.0)
+        versions, held = column(run.evaluations, "version"), column(run.evaluations, "reward")
+        canvas.curve(versions, held, "held-out episodes", "blue", width=2.0)
+        canvas.axis.plot(*thin(versions, held, POINTS), "o", color=svg.ink("blue"), markersize=5.0)
     if control is not None:
         canvas.running_mean(control.rl, ("reward",), "control run", "control", 2.0, dots=True)
     if math.isfinite(chance):
