@@ -139,6 +139,29 @@ def test_a_killed_run_goes_on_with_the_very_rows(finished: Path, data: Path, tin
     assert rows(directory)[-1]["held_out_loss"] == pytest.approx(rows(finished)[-1]["held_out_loss"], rel=1e-4)
 
 
+def test_a_finished_run_learns_for_another_epoch(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """And what it has learnt by then takes the place of what it had."""
+    directory = tmp_path / "longer"
+    steady = ("--sft.schedule", "constant", "--sft.warmup_steps", 0)
+    done = filmroll("sft", *flags(directory, data, tiny_model, "--sft.epochs", 1, *steady))
+    assert done.returncode == 0, done.stdout + done.stderr
+    once = load_file(directory / "trained" / "model.safetensors")
+    done = filmroll("sft", "--resume", directory, "--sft.epochs", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in rows(directory)] == list(range(8))
+    assert {row["learning_rate"] for row in rows(directory)} == {1e-3}
+    assert rows(directory)[-1]["held_out_loss"] < rows(directory)[3]["held_out_loss"]
+    twice = load_file(directory / "trained" / "model.safetensors")
+    newest = load_file(next((directory / "weights" / "step_8").glob("*.safetensors")))
+    assert all((twice[name] == value).all() for name, value in newest.items())
+    assert any((twice[name] != value).any() for name, value in once.items())
+
+    back = filmroll("sft", "--resume", directory, "--sft.epochs", 1)
+    assert back.returncode == 2
+    assert "the run has taken 8 steps, and sft.epochs has it end after 4" in back.stderr
+    assert load_file(directory / "trained" / "model.safetensors").keys() == twice.keys()
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_told_to_end_soon_it_ends_at_a_checkpoint_and_goes_on(

@@ -128,6 +128,15 @@ def check_command(run: RunDirectory, command: str) -> None:
         )
 
 
+def check_end(taken: int, steps: int, field: str) -> None:
+    """A ConfigError where a run that goes on is to end before the point it has come to."""
+    if taken > steps:
+        raise ConfigError(
+            f"the run has taken {taken} steps, and {field} has it end after {steps}",
+            remedy=f"Let {field} have it end later",
+        )
+
+
 def _build_tiny_model(folder: Path, seed: int) -> None:
     """In a process of its own: the orchestrator never loads torch."""
     command = [sys.executable, "-m", "filmroll", "tiny-model", str(folder), "--seed", str(seed)]

@@ -15,7 +15,7 @@ from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.worker import Played, RolloutTask
 from filmroll.run.config import Config, RlConfig, WarmupConfig
 from filmroll.run.courses.ahead import played_ahead
-from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.course import Observer, check_end, course, ready_model
 from filmroll.run.courses.exam import Sitting, examine
 from filmroll.run.courses.groups import episode_seed, play
 from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
@@ -69,6 +69,7 @@ async def _work(config: Config, run: RunDirectory, observe: Observer, apart: boo
     async with crew(run, apart=apart) as hands:
         progress = await hands.learner.restore()
         run.event("restored", warmup=progress.warmup, rl=progress.rl)
+        check_end(progress.rl, config.rl.steps, "rl.steps")
         orchestrator = Orchestrator(config, run, hands, observe, ending)
         return await orchestrator.go(await orchestrator.catch_up(progress))
 

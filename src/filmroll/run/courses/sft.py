@@ -21,7 +21,7 @@ from filmroll.render.tokenizer import TextTokenizer
 from filmroll.rollout.trajectory import Trajectory
 from filmroll.run.config import Config
 from filmroll.run.courses.ahead import played_ahead
-from filmroll.run.courses.course import Observer, course, ready_model
+from filmroll.run.courses.course import Observer, check_end, course, ready_model
 from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
 from filmroll.run.courses.syllabus import Syllabus
 from filmroll.run.courses.tracked import tracked
@@ -80,6 +80,7 @@ async def _sft(
         # Samples follow from the rows, so none has to outlive a trainer.
         await learner.samples.withdraw(progress.steps)
         run.event("restored", sft=progress.steps)
+        check_end(progress.steps, syllabus.steps, "sft.steps" if config.sft.steps else "sft.epochs")
         return await Study(config, run, renderer, learner, syllabus, observe, ending).go(progress.steps)
 
 
