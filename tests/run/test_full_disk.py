@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
     directory = tmp_path / "disk" / "run"
     with small_disk(tmp_path / "disk", 256 * MB) as disk:
         more = ["--transport.kind", "files", "--run.restarts", "5"]
-        with started(directory, 2, 4, *more) as run:
+        with started(directory, 2, 20, *more) as run:
             until(lambda: steps_done(directory, "rl") >= 1, run)
             disk.fill()
             _, complaint = run.communicate(timeout=300)
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
         check_all_is_whole(directory)
         resumed(directory)
         check_all_is_whole(directory)
-        check_nothing_is_lost_or_trained_twice(directory, 6)
+        check_nothing_is_lost_or_trained_twice(directory, 22)
 
 
 @pytest.mark.faults

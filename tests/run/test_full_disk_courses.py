@@ -29,7 +29,7 @@ def test_samples_that_go_through_a_socket_need_no_room_and_are_learnt_once(tmp_p
     """What no checkpoint holds is played and learnt anew: a socket keeps nothing beyond its run."""
     directory = tmp_path / "disk" / "run"
     with small_disk(tmp_path / "disk", 256 * MB) as disk:
-        with started(directory, 2, 4, "--transport.kind", "zmq", "--run.restarts", "5") as run:
+        with started(directory, 2, 20, "--transport.kind", "zmq", "--run.restarts", "5") as run:
             until(lambda: steps_done(directory, "rl") >= 1, run, 800)
             disk.fill()
             _, complaint = run.communicate(timeout=600)
@@ -40,7 +40,7 @@ def test_samples_that_go_through_a_socket_need_no_room_and_are_learnt_once(tmp_p
         check_all_is_whole(directory)
         resumed(directory)
         check_all_is_whole(directory)
-        check_nothing_is_lost_or_trained_twice(directory, 6)
+        check_nothing_is_lost_or_trained_twice(directory, 22)
 
 
 def test_supervised_training_is_warned_ends_and_goes_on(tmp_path: Path, tiny_model: Path) -> None:
