@@ -48,9 +48,11 @@ def tower_calls(model, seen):
     )
 
 
-@pytest.mark.parametrize("at_once", [3, 1000], ids=["piecewise", "at_once"])
-@pytest.mark.parametrize("shares", [True, False], ids=["shared", "every_place"])
+@pytest.mark.parametrize(
+    ("shares", "at_once"), [(True, 3), (False, 1000)], ids=["shared-piecewise", "every_place-at_once"]
+)
 def test_logprobs_and_gradients_are_those_of_the_plain_forward(case, shares, at_once, monkeypatch):
+    """Pictures seen once and a few logits at a time; a pass for each place and all logits at once."""
     ground, model = case
     expected = torch.cat([alone(ground, model, sample) for sample in ground.samples])
     expected.mean().backward()
