@@ -205,7 +205,7 @@ def test_a_server_that_is_not_there_is_waited_for_as_long_as_patience_lasts(
     assert len(plugin.generated) == 9
     plugin.script = [fails] * 1000
     with pytest.raises(EngineUnavailableError, match="the engine failed"):
-        ask(plugin, prompt, client={"patience": 0.5})
+        ask(plugin, prompt, client={"patience": 2.5})
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_only_pictures_tell_the_letters(finished, tmp_path):
         (["train", "none.toml"], "none.toml cannot be read"),
         (["train", str(EXAMPLE), "--rl.steps", "x"], "rl.steps"),
         (["train", "--resume", "nowhere"], "not the folder of a run"),
-        (["train", "--resume", "{finished}", "--rl.steps", "77"], "rl.steps is 4 there and 77 here"),
+        (["train", "--resume", "{finished}", "--rl.prompts", "77"], "rl.prompts is 2 there and 77 here"),
         (["train", str(EXAMPLE), "--model", "no/such/model", "--run.directory", "{tmp}/m"], "model"),
         (["report", "nowhere"], "nowhere"),
     ],

@@ -306,7 +306,8 @@ def test_a_long_run_stays_small(run: RunWriter) -> None:
 
 
 def test_keys_and_passwords_are_not_shown(run: RunWriter) -> None:
-    run.config(model="m", engine={"kind": "remote", "api_key": "sesame", "s3": {"secret_access_key": "sesame"}})
+    engine = {"kind": "remote", "api_key": "sesame", "s3": {"secret_access_key": "sesame"}}
+    run.config(model="m", engine=engine, run={"env_vars": {"HF_TOKEN": "sesame"}})
     page = page_of(run)
     assert "sesame" not in page.source
     assert "(not shown)" in page.text("pre")

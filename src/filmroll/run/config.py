@@ -66,8 +66,6 @@ class RunConfig(Section):
     """The folder of a control run, shown in the report beside this one if it is there."""
     env_vars: dict[str, str] = {}
     """Environment variables of the processes that the run launches, beside those of whoever launches them."""
-    wandb: str = ""
-    """The project of Weights & Biases that the run's metrics are shown in as well; empty means none."""
     share_gpus: bool = False
     """Let engines and trainer be on the same GPUs, where there are too few for each to have its own."""
 

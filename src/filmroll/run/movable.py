@@ -17,7 +17,7 @@ MOVABLE = (
     *("engine.max_batch", "engine.cache_mb", "engine.threads", "transport.window_messages", "transport.window_mb"),
     # How long, how often, and how much is borne.
     *("rl.steps", "sft.epochs", "sft.steps", "run.restarts", "engine.restarts"),
-    *("run.checkpoint_every", "run.keep_checkpoints", "run.record_every", "run.wandb", "rl.evaluate_every"),
+    *("run.checkpoint_every", "run.keep_checkpoints", "run.record_every", "rl.evaluate_every"),
     *("multimodal.missing_image", "multimodal.missing_share"),
 )
 """Fields, and sections whose fields are."""

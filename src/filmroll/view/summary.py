@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from filmroll.run.disclosure import HIDDEN, disclosed, is_secret
 from filmroll.view import restarts
 from filmroll.view.records import Row, RunRecord
 from filmroll.view.series import column, last_mean, number, total
@@ -21,6 +21,8 @@ _ENDS = {"finished": "", "failed": "", "stopped": "it was told to end, and can b
 _FOLDED = {"checkpoint", "caught_up"}
 """Events of which those in a row are listed as one."""
 _COUNTS = ("referenced", "verified", "decoded", "consumed")
+_SECRET = re.compile(r"secret|password|passwd|credential|api_?key|access_?key|auth", re.IGNORECASE)
+_HIDDEN = "(not shown)"
 _TELLING = {
     "train": ("model", "seed", "environment.", "warmup.", "rl.", "steps", "engine.kind", "sampling.temperature"),
     "sft": ("model", "seed", "data.", "sft."),
@@ -194,8 +196,8 @@ def settings(config: Row, command: str = "train", limit: int = 24) -> list[tuple
 
 
 def whole(config: Row) -> str:
-    """All of the configuration as JSON, without the values of keys and passwords."""
-    return json.dumps(disclosed(config), indent=2, ensure_ascii=False, default=str)
+    """All of the configuration as JSON, without the values of keys, passwords and environment variables."""
+    return json.dumps(_open(config), indent=2, ensure_ascii=False, default=str)
 
 
 def broken(run: RunRecord) -> list[str]:
@@ -280,10 +282,17 @@ def _sent(row: Row) -> float:
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(value, dict):
-        yield name, HIDDEN if is_secret(name) else value
+        yield name, _HIDDEN if _SECRET.search(name) else value
         return
     for key, inner in value.items():
         yield from _flat(inner, f"{name}.{key}" if name else str(key))
+
+
+def _open(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        # Any variable may hold a key, whatever it is called.
+        return {key: _HIDDEN if name == "env_vars" else _open(inner, str(key)) for key, inner in value.items()}
+    return _HIDDEN if _SECRET.search(name) and value else value
 
 
 def _short(value: Any, limit: int = 160) -> str:

@@ -14,7 +14,6 @@ from filmroll.run.courses.contest import Weights
 from filmroll.run.courses.course import Observer, course, ready_model
 from filmroll.run.courses.exam import Sitting, examine
 from filmroll.run.courses.standing import Standing
-from filmroll.run.courses.tracked import tracked
 from filmroll.run.crew.crew import memory, started_engines, started_players
 from filmroll.run.crew.players import Players
 from filmroll.run.crew.served import Served
@@ -43,8 +42,7 @@ def evaluate(
         family = ready_model(run, config)
         if weights is not None:
             _take_over(weights, run)
-        with tracked(run, config, observe) as told:
-            found = ending.run(_evaluate(config, run, family, told, version))
+        found = ending.run(_evaluate(config, run, family, observe, version))
         run.note("summary.json", found.row())
         run.event("evaluated", **found.row())
     return found

@@ -19,7 +19,6 @@ from filmroll.run.courses.course import Observer, check_end, course, ready_model
 from filmroll.run.courses.exam import Sitting, examine
 from filmroll.run.courses.groups import episode_seed, play
 from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
-from filmroll.run.courses.tracked import tracked
 from filmroll.run.crew.crew import Crew, Restarts, crew
 from filmroll.run.directory import RunDirectory
 from filmroll.run.members.roles import model_dir
@@ -60,8 +59,7 @@ def train(
     ending = ending or Ending()
     with course(run, "train", resume=resume, apart=apart, ending=ending, chance=config.environment.chance):
         ready_model(run, config)
-        with tracked(run, config, observe) as told:
-            ending.early = not ending.run(_work(config, run, told, apart, ending))
+        ending.early = not ending.run(_work(config, run, observe, apart, ending))
     return not ending.early
 
 

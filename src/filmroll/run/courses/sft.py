@@ -24,7 +24,6 @@ from filmroll.run.courses.ahead import played_ahead
 from filmroll.run.courses.course import Observer, check_end, course, ready_model
 from filmroll.run.courses.lessons import DEMONSTRATED, Lessons
 from filmroll.run.courses.syllabus import Syllabus
-from filmroll.run.courses.tracked import tracked
 from filmroll.run.crew.crew import learner_alone, memory
 from filmroll.run.crew.learner import Learner
 from filmroll.run.directory import RunDirectory
@@ -61,8 +60,7 @@ def sft(
             model_dir(run, config), run.open_store(config), typed=config.render.typed, options=config.render.options
         )
         syllabus = Syllabus.of(config, run, renderer)
-        with tracked(run, config, observe) as told:
-            ending.early = not ending.run(_sft(config, run, renderer, syllabus, told, apart, ending))
+        ending.early = not ending.run(_sft(config, run, renderer, syllabus, observe, apart, ending))
     return not ending.early
 
 
