@@ -125,6 +125,22 @@ def test_what_a_run_goes_on_with_otherwise_is_written_down(tmp_path: Path) -> No
     assert run.events_file.read_text().count("reconfigured") == 1
 
 
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
+    """Which changes nothing: it still goes on as it was."""
+    for phase in ("rl", "sft"):
+        run = made(tmp_path / phase)
+        with course(run, "train"):
+            pass
+        for step in range(7):
+            run.metrics({"phase": phase, "step": step})
+        before = run.config_file.read_bytes()
+        with pytest.raises(ConfigError, match=rf"has taken 7 steps, and {phase}\.steps has it end after 6"):
+            resumed(run.path, "train", flags=[f"--{phase}.steps", "6"])
+        assert run.config_file.read_bytes() == before
+        assert "failed" not in run.events_file.read_text()
+        assert getattr(resumed(run.path, "train", flags=[f"--{phase}.steps", "7"]).config(), phase).steps == 7
+
+
 def test_a_run_that_somebody_leads_is_left_alone(tmp_path: Path) -> None:
     """Whoever came second would take away what the first is about to write."""
     run = made(tmp_path)

@@ -218,12 +218,12 @@ class RunDirectory:
             return str(self.samples)
         return f"tcp://{own_address(config.cluster.network)}"
 
-    def steps_noted(self) -> int:
-        """How many steps, of both phases, have a row in the metrics."""
+    def steps_noted(self, phase: str = "") -> int:
+        """How many steps, of that phase or of all, have a row in the metrics."""
         if not self.metrics_file.exists():
             return 0
         rows = (json.loads(line) for line in self.metrics_file.read_text().splitlines())
-        return len({(row["phase"], row["step"]) for row in rows})
+        return len({(row["phase"], row["step"]) for row in rows if phase in ("", row["phase"])})
 
     def manifest_name(self) -> str:
         """What the run's store calls the manifest of the images that this run refers to."""

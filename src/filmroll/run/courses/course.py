@@ -114,7 +114,11 @@ def resumed(
     if file is not None or flags:
         given = run.config().model_dump(mode="json") if file is None else read_toml(file)
         wanted = build_config(given, list(flags), str(file or path))
-        RunDirectory.same(path, wanted).move(wanted)
+        same = RunDirectory.same(path, wanted)
+        check_end(run.steps_noted("rl"), wanted.rl.steps, "rl.steps")
+        if wanted.sft.steps:
+            check_end(run.steps_noted("sft"), wanted.sft.steps, "sft.steps")
+        same.move(wanted)
     return run
 
 
